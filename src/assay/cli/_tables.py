@@ -1,0 +1,64 @@
+"""Tables and progress that several verbs print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+__all__ = ["console", "number", "progress", "verdict_table"]
+
+_MARKS = {"holds": "[green]holds[/]", "fails": "[red]fails[/]", "inconclusive": "[yellow]inconclusive[/]"}
+errors = Console(stderr=True)
+console = Console()
+
+
+def number(value: float | None) -> str:
+    """Format a number for a table: four significant digits, a dash for nothing."""
+    return "-" if value is None or value != value else f"{value:.4g}"
+
+
+def verdict_table(results: list[dict[str, Any]]) -> Table:
+    """Return a table of verdicts with every expectation's effect and interval."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("study")
+    table.add_column("verdict")
+    table.add_column("expectation")
+    table.add_column("effect", justify="right")
+    table.add_column("interval", justify="right")
+    table.add_column("n", justify="right")
+    for result in results:
+        verdict = result["verdict"]
+        for i, outcome in enumerate(verdict["outcomes"]):
+            low, high = outcome["interval"] or (None, None)
+            table.add_row(
+                escape(result["paper"]) if i == 0 else "",
+                _MARKS[verdict["status"]] if i == 0 else "",
+                f"{escape(outcome['text'])}: {_MARKS[outcome['status']]}",
+                number(outcome["effect"]),
+                f"{number(low)} .. {number(high)}",
+                str(outcome["n"]),
+            )
+    return table
+
+
+@contextmanager
+def progress(title: str, *, shown: bool) -> Iterator[Callable[[int, int, Any], None] | None]:
+    """Draw a progress bar on standard error for the runner's (done, total, trial) events."""
+    if not shown:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=not errors.is_terminal) as bar:
+        task = bar.add_task(escape(title), total=None)
+
+        def update(done: int, total: int, trial: Any) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update

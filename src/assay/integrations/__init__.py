@@ -1,0 +1,1 @@
+"""Thin callbacks that put `assay.Watch` into other people's training loops."""

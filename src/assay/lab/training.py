@@ -1,0 +1,372 @@
+"""One trial of an `Experiment`: build the parts from their streams, train within the budget, evaluate fairly.
+
+The engine, not a part, owns the budget, the mini-batches, the choice of the checkpoint and every evaluation, so that
+these are the same for all arms. Test data is looked at only by `_Evaluation`, and never while tuning.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from assay.data.batches import batches
+from assay.errors import InvalidInput
+from assay.lab.record import Record, Series
+from assay.lab.resources import check_deadline
+from assay.names import resolve
+
+if TYPE_CHECKING:
+    from assay.data.dataset import Dataset, Split
+    from assay.lab.experiment import Experiment
+    from assay.rules.rule import Phase, Rule
+    from assay.streams import Streams
+
+__all__ = ["train"]
+
+EVALUATION_BATCH = 2048
+
+
+def train(experiment: Experiment, streams: Streams, *, validation_only: bool = False) -> Record:
+    """Run one trial.
+
+    Args:
+        experiment: What to train.
+        streams: Where its randomness comes from.
+        validation_only: Leave the test split alone, as tuning must.
+
+    Returns:
+        The final metrics, their series over epochs, and what the trial cost; status "diverged" if the loss became
+        infinite or NaN.
+
+    Raises:
+        InvalidInput: If the parts do not fit together.
+    """
+    with torch.random.fork_rng(devices=[]):
+        setup = _build(experiment, streams)
+        torch.manual_seed(streams.entropy("noise"))
+        run = _Run(experiment, setup, validation_only)
+        for phase in setup.rule.phases(_whole_epochs(experiment, setup)):
+            run.phase(phase, streams.torch("order") if run.order is None else run.order)
+            if run.diverged:
+                break
+        return run.finish()
+
+
+@dataclass
+class _Setup:
+    """The parts of one trial, built."""
+
+    dataset: Dataset
+    rule: Rule
+    loss: Callable[[Tensor, Tensor], Tensor] | None
+    watch: Any
+
+
+def _build(experiment: Experiment, streams: Streams) -> _Setup:
+    load = resolve("data", experiment.data)
+    dataset = load(generator=streams.torch("data")) if "generator" in _parameters(load) else load()
+    torch.manual_seed(streams.entropy("init"))
+    model = _build_model(experiment, dataset)
+    loss = _build_loss(experiment, dataset)
+    rule = _build_rule(experiment, dataset, model, loss, streams)
+    _check_output(rule, dataset)
+    watch = None
+    if experiment.probes:
+        from assay.watch import Watch
+
+        watch = Watch(rule.model, probes=list(experiment.probes), data=dataset.train, rule=rule, loss=loss)
+    return _Setup(dataset, rule, loss if "loss" in _parameters(type(rule)) else None, watch)
+
+
+def _parameters(target: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(target).parameters)
+
+
+def _build_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+    make = resolve("models", experiment.model)
+    if isinstance(make, nn.Module):
+        make = partial(copy.deepcopy, make)
+    try:
+        inspect.signature(make).bind(dataset.input_shape, dataset.outputs)
+    except TypeError:
+        return make()
+    return make(dataset.input_shape, dataset.outputs)
+
+
+def _build_loss(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tensor], Tensor]:
+    if experiment.loss is None:
+        return nn.CrossEntropyLoss() if dataset.num_classes else nn.MSELoss()
+    make = resolve("losses", experiment.loss)
+    return make() if isinstance(make, (type, partial)) else make
+
+
+def _build_rule(
+    experiment: Experiment, dataset: Dataset, model: nn.Module, loss: Callable[..., Tensor], streams: Streams
+) -> Rule:
+    make = resolve("rules", experiment.rule)
+    takes = _parameters(make)
+    if experiment.loss is not None and "loss" not in takes:
+        raise InvalidInput(
+            f"rule {experiment.rule!r} defines its own loss and can't use {experiment.loss!r}; leave the loss out"
+        )
+    if "num_classes" in takes and dataset.num_classes is None:
+        raise InvalidInput(f"rule {experiment.rule!r} needs class labels, but the targets of {dataset.name!r} are none")
+    offered = {"num_classes": dataset.num_classes, "loss": loss, "generator": streams.torch("rule")}
+    bound = make.keywords if isinstance(make, partial) else {}
+    return make(model, **{k: v for k, v in offered.items() if k in takes and k not in bound})
+
+
+def _check_output(rule: Rule, dataset: Dataset) -> None:
+    """Refuse a model whose scores do not fit the data before any training."""
+    inputs = dataset.train.inputs[:2]
+    try:
+        shape = tuple(rule.predict(inputs).shape)
+    except (RuntimeError, TypeError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(f"the model can't take inputs of shape {tuple(inputs.shape)}: {reason}") from error
+    if dataset.num_classes is not None and shape != (len(inputs), dataset.num_classes):
+        raise InvalidInput(
+            f"the model gives scores of shape {shape} for {len(inputs)} samples; "
+            f"expected ({len(inputs)}, {dataset.num_classes}): one score per class of {dataset.name!r}"
+        )
+
+
+def _whole_epochs(experiment: Experiment, setup: _Setup) -> int:
+    """Return the number of epochs that the rule may divide among its phases."""
+    samples = len(setup.dataset.train.inputs)
+    if experiment.epochs is not None:
+        return max(1, math.ceil(experiment.epochs))
+    # A budget in seconds has no known number of epochs: phases get shares of a fixed, divisible one.
+    return max(1, math.ceil(experiment.samples / samples)) if experiment.samples is not None else 1000
+
+
+@dataclass
+class _Run:
+    """The state of a running trial: what was spent, what was measured, the best state so far."""
+
+    experiment: Experiment
+    setup: _Setup
+    validation_only: bool
+    order: torch.Generator | None = None
+    seen: float = 0.0
+    training_seconds: float = 0.0
+    share: float = 0.0
+    diverged: bool = False
+    cost: dict[str, float] = field(default_factory=dict)
+    history: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    best: tuple[float, dict[str, Any]] | None = None
+    next_evaluation: float = 0.0
+    next_probe: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.samples = len(self.setup.dataset.train.inputs)
+        self.total_epochs = _whole_epochs(self.experiment, self.setup)
+        self.next_evaluation = self.experiment.evaluate_every
+        self.next_probe = self.experiment.probe_every or math.inf
+
+    @property
+    def epoch(self) -> float:
+        return self.seen / self.samples
+
+    def spent(self) -> float:
+        """Return the share of the budget that is used up."""
+        experiment = self.experiment
+        if experiment.seconds is not None:
+            return self.training_seconds / experiment.seconds
+        return self.seen / (experiment.samples or experiment.epochs * self.samples)  # type: ignore[operator]
+
+    def phase(self, phase: Phase, order: torch.Generator) -> None:
+        """Train one phase of the rule, which gets its share of the budget."""
+        self.order = order
+        self.share += phase.epochs / self.total_epochs
+        if self.share > 1 + 1e-9:
+            raise InvalidInput(f"rule {self.experiment.rule!r} asks for more than the budget of its {self.experiment}")
+        optimizer = resolve("optim", self.experiment.optimizer)(list(phase.parameters))
+        for transform in self.experiment.transforms:
+            resolve("optim", transform)(optimizer)
+        schedule = resolve("schedules", self.experiment.schedule)(optimizer) if self.experiment.schedule else None
+        while self.spent() < self.share - 1e-9 and not self.diverged:
+            self._epoch(optimizer)
+            if schedule is not None:
+                schedule.step()
+            check_deadline()
+            self._measure_when_due()
+
+    def _epoch(self, optimizer: torch.optim.Optimizer) -> None:
+        rule, experiment = self.setup.rule, self.experiment
+        rule.train()
+        start, before = time.perf_counter(), self.training_seconds
+        logs: dict[str, Tensor] = {}
+        for x, y in batches(self.setup.dataset.train, experiment.batch_size, self.order):
+            if experiment.count_cost and not self.cost:
+                with _counting(self.cost, rule):
+                    logs = rule.step(x, y, optimizer)
+            else:
+                logs = rule.step(x, y, optimizer)
+            self.seen += len(x)
+            self.training_seconds = before + time.perf_counter() - start
+            if self.spent() >= self.share - 1e-9:
+                break
+        self.diverged = "loss" in logs and not math.isfinite(float(logs["loss"]))
+
+    def _measure_when_due(self) -> None:
+        if self.epoch >= self.next_evaluation - 1e-9:
+            self.next_evaluation += self.experiment.evaluate_every
+            self._evaluate()
+        if self.epoch >= self.next_probe - 1e-9 and not self.diverged:
+            self.next_probe += self.experiment.probe_every or math.inf
+            self._log(self.setup.watch.measure(self.epoch) if self.setup.watch else {})
+
+    def _log(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.history.setdefault(name, []).append((self.epoch, value))
+
+    def _evaluate(self) -> dict[str, float]:
+        evaluation = _Evaluation(self.setup, self.validation_only)
+        values = evaluation.metrics()
+        self._log(values)
+        score = evaluation.score(values)
+        if self.experiment.checkpoint == "best" and (self.best is None or score > self.best[0]):
+            self.best = (score, copy.deepcopy(self.setup.rule.state_dict()))
+        return values
+
+    def finish(self) -> Record:
+        """Evaluate the chosen state and return the record."""
+        if self.best is not None:
+            self.setup.rule.load_state_dict(self.best[1])
+        evaluation = _Evaluation(self.setup, self.validation_only)
+        metrics = evaluation.metrics()
+        if self.experiment.checkpoint == "last" and not self._just_logged():
+            self._log(metrics)
+        if self.validation_only:
+            metrics["validation_score"] = evaluation.score(metrics)
+        if self.setup.watch is not None and not self.diverged:
+            measured = self.setup.watch.measure(self.epoch)
+            metrics |= measured
+            if self.experiment.checkpoint == "last" and self.epoch < self.next_probe:
+                self._log({k: v for k, v in measured.items() if self.history.get(k, [(-1, 0)])[-1][0] != self.epoch})
+        series = {
+            name: Series(tuple(step for step, _ in points), tuple(value for _, value in points))
+            for name, points in self.history.items()
+        }
+        resources = {
+            "parameters": float(sum(p.numel() for p in self.setup.rule.parameters())),
+            "epochs": self.epoch,
+            "samples": float(self.seen),
+            "training_seconds": self.training_seconds,
+            **self.cost,
+        }
+        status = "diverged" if self.diverged else "done"
+        return Record(metrics=metrics, series=series, resources=resources, status=status)
+
+    def _just_logged(self) -> bool:
+        return any(
+            points[-1][0] == self.epoch for name, points in self.history.items() if name.startswith("validation")
+        )
+
+
+@dataclass
+class _Evaluation:
+    """Evaluates a rule's predictions on the splits."""
+
+    setup: _Setup
+    validation_only: bool
+
+    def metrics(self) -> dict[str, float]:
+        dataset = self.setup.dataset
+        splits = {"train": dataset.train, "validation": dataset.validation}
+        if not self.validation_only:
+            splits["test"] = dataset.test
+        self.setup.rule.eval()
+        return {
+            f"{name}_{quantity}": value
+            for name, split in splits.items()
+            if len(split.inputs)
+            for quantity, value in self._on(split).items()
+        }
+
+    @torch.no_grad()
+    def _on(self, split: Split) -> dict[str, float]:
+        parts = [self.setup.rule.predict(x) for x in split.inputs.split(EVALUATION_BATCH)]
+        scores = torch.cat(parts)
+        values: dict[str, float] = {}
+        if self.setup.loss is not None:
+            values["loss"] = float(self.setup.loss(scores, split.targets))
+        if self.setup.dataset.num_classes is not None:
+            values["accuracy"] = float((scores.argmax(-1) == split.targets).double().mean())
+        return values
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """Return what a checkpoint or a tuning point is chosen by; higher is better."""
+        if "validation_accuracy" in metrics:
+            return metrics["validation_accuracy"]
+        if "validation_loss" not in metrics:
+            raise InvalidInput(
+                f"{self.setup.dataset.name!r} has no validation samples to choose by; give it some, "
+                "or use checkpoint='last' and no tuning grid"
+            )
+        return -metrics["validation_loss"]
+
+
+class _Saved:
+    """A tensor that autograd keeps for a backward pass; the ledger knows how long."""
+
+    def __init__(self, tensor: Tensor, ledger: _Ledger) -> None:
+        self.tensor, self.ledger = tensor, ledger
+        ledger.hold(tensor)
+
+    def __del__(self) -> None:
+        self.ledger.release(self.tensor)
+
+
+@dataclass
+class _Ledger:
+    """Bytes of distinct storages held for backward, now and at their peak; parameters are kept anyway."""
+
+    ignored: set[int]
+    holders: dict[int, int] = field(default_factory=dict)
+    held: int = 0
+    peak: int = 0
+
+    def hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key in self.ignored:
+            return
+        self.holders[key] = self.holders.get(key, 0) + 1
+        if self.holders[key] == 1:
+            self.held += storage.nbytes()
+            self.peak = max(self.peak, self.held)
+
+    def release(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key in self.ignored:
+            return
+        self.holders[key] -= 1
+        if self.holders[key] == 0:
+            self.held -= storage.nbytes()
+
+
+@contextmanager
+def _counting(cost: dict[str, float], rule: Rule) -> Iterator[None]:
+    """Count the FLOPs of one update and the most bytes that autograd holds for its backward passes at a time."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ledger = _Ledger({p.untyped_storage().data_ptr() for p in rule.parameters()})
+    counter = FlopCounterMode(display=False)
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: _Saved(t, ledger), lambda saved: saved.tensor)
+    with counter, hooks:
+        yield
+    cost["flops_per_update"] = float(counter.get_total_flops())
+    cost["saved_bytes"] = float(ledger.peak)

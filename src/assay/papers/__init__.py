@@ -1,0 +1,1 @@
+"""One folder per paper: its card, its study and the evidence that the study produced."""
