@@ -33,12 +33,23 @@ _FALLBACKS = {
     "schedules": "torch.optim.lr_scheduler",
 }
 _ENDINGS = {"losses": ("loss",), "schedules": ("lr",)}
-# "batch-norm" is a name of torch.nn but no loss: the fallback offers only what belongs to the seam.
-_BELONGS = {
-    "losses": lambda name: name.endswith("Loss"),
-    "optim": lambda name: name[0].isupper() and name != "Optimizer",
-    "schedules": lambda name: name[0].isupper() and name != "LRScheduler",
-}
+
+
+def _is_class(name: str, get: Callable[[], Any]) -> bool:
+    return name[0].isupper() and inspect.isclass(get())
+
+
+def _is_loader(name: str, get: Callable[[], Any]) -> bool:
+    if not name[0].islower():
+        return False
+    signature = inspect.signature(get())
+    optional = all(p.default is not inspect.Parameter.empty for p in signature.parameters.values())
+    return optional and signature.return_annotation == "Dataset"
+
+
+# A seam's folder exports more than what may be named: pure functions, base classes, helpers.
+_NAMEABLE: dict[str, Callable[[str, Callable[[], Any]], bool]] = {"data": _is_loader}
+_BASES = {"Optimizer", "LRScheduler", "Rule", "Dataset", "View", "Phase", "Module"}
 
 
 @dataclass(frozen=True)
@@ -117,25 +128,33 @@ def _candidates(seam: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield (public name, how to get it): Assay's own first, then torch's, then plug-ins'."""
     if seam != "schedules":
         package = importlib.import_module(f"assay.{seam}")
-        for name in package.__all__:
-            yield name, partial(getattr, package, name)
+        yield from ((name, partial(getattr, package, name)) for name in package.__all__)
     if seam in _FALLBACKS:
         module = importlib.import_module(_FALLBACKS[seam])
-        for name in dir(module):
-            if not name.startswith("_") and _BELONGS[seam](name) and inspect.isclass(getattr(module, name)):
+        # "batch-norm" is a name of torch.nn but no loss: only what has the seam's usual ending is offered.
+        suffix = "Loss" if seam == "losses" else ""
+        for name in vars(module):
+            if name[0].isupper() and name.endswith(suffix):
                 yield name, partial(getattr, module, name)
-    for name, point in _plugins(seam).items():
-        yield name, point.load
+    yield from ((name, point.load) for name, point in _plugins(seam).items())
+
+
+def _nameable(seam: str, name: str, get: Callable[[], Any]) -> bool:
+    return name not in _BASES and _NAMEABLE.get(seam, _is_class)(name, get)
 
 
 def _kebab(name: str) -> str:
     """Return the usual spelling: FocalLoss is focal-loss, KLDivLoss is kl-div-loss, AdamW stays adamw."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", "-", name).replace("_", "-").lower()
+    return (
+        re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z]{2})|(?<=[A-Z]{2})(?=[A-Z][a-z])", "-", name)
+        .replace("_", "-")
+        .lower()
+    )
 
 
 def known(seam: str) -> list[str]:
     """Return every name that a seam resolves, in kebab case, Assay's own first."""
-    return list(dict.fromkeys(_kebab(name) for name, _ in _candidates(seam)))
+    return list(dict.fromkeys(_kebab(name) for name, get in _candidates(seam) if _nameable(seam, name, get)))
 
 
 def _import(path: str) -> Any:
@@ -152,14 +171,15 @@ def _import(path: str) -> Any:
 def _lookup(seam: str, name: str) -> Any:
     if ":" in name:
         return _import(name)
-    wanted, available = _normal(name), {}
+    wanted = _normal(name)
     for public, get in _candidates(seam):
         if wanted in _keys(seam, public):
             try:
-                return get()
+                if _nameable(seam, public, get):
+                    return get()
             except ImportError as error:
                 raise MissingExtra(f"{name!r} ({seam}) needs a package that is not installed: {error}") from error
-        available[_normal(public)] = _kebab(public)
+    available = {_normal(kebab): kebab for kebab in known(seam)}
     near = [available[key] for key in difflib.get_close_matches(wanted, available, n=4, cutoff=0.5)]
     near = near or list(available.values())[:8]
     raise UnknownName(

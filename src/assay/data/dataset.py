@@ -7,7 +7,7 @@ Small data needs no loader: a split is two tensors, and `assay.data.batches` cut
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,8 +102,9 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> Dataset:
         """Return the data set on a device."""
-        splits = (self.train.to(device), self.validation.to(device), self.test.to(device))
-        return Dataset(self.name, *splits, self.num_classes)
+        return replace(
+            self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)
+        )
 
 
 def _check_labels(targets: Tensor, num_classes: int, where: str) -> None:
@@ -219,7 +220,7 @@ def split_dataset(
 
 def _standardised(name: str, parts: list[tuple[Tensor, Tensor]], num_classes: int | None) -> Dataset:
     mean, deviation = _standardiser(parts[0][0])
-    parts = [((x - mean) / deviation, y) for x, y in parts]
+    parts = [(x.sub_(mean).div_(deviation), y) for x, y in parts]  # the draw has already copied them
     if num_classes is None:
         mean, deviation = _standardiser(parts[0][1].float())
         parts = [(x, (y.float() - mean) / deviation) for x, y in parts]

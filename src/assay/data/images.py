@@ -119,5 +119,5 @@ def _dataset(
         num_classes=10,
         generator=generator,
         separate_test=None if train_labels is test_labels else (test_images, test_labels.long()),
-        transform=lambda images: F.avg_pool2d(images / 255, pool),
+        transform=lambda images: F.avg_pool2d(images.div_(255), pool),
     )

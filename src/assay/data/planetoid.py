@@ -122,9 +122,12 @@ def _graph_dataset(
     if generator is not None:
         _draw_masks(graph, sizes, generator)
     elif sizes != (20, 500, 1000):
-        raise InvalidInput(f"{name}'s public split has sizes (20, 500, 1000), got {sizes}; give a generator to draw one")
-    splits = (Split(graph.x[mask], graph.y[mask]) for mask in (graph.train_mask, graph.val_mask, graph.test_mask))
-    return GraphDataset(name.lower(), *splits, num_classes=_NUM_CLASSES[name.lower()], graph=graph)
+        raise InvalidInput(
+            f"{name}'s public split has sizes (20, 500, 1000), got {sizes}; give a generator to draw one"
+        )
+    masks = (graph.train_mask, graph.val_mask, graph.test_mask)
+    train, held_out, final = (Split(graph.x[mask], graph.y[mask]) for mask in masks)
+    return GraphDataset(name.lower(), train, held_out, final, _NUM_CLASSES[name.lower()], graph)
 
 
 def _draw_masks(graph: Data, sizes: tuple[int, int, int], generator: torch.Generator) -> None:

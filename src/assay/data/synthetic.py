@@ -50,6 +50,4 @@ def blobs(
     centres = separation * torch.randn(classes, features, generator=generator)
     labels = torch.arange(max(total, 0)) % classes
     inputs = centres[labels] + torch.randn(len(labels), features, generator=generator)
-    return split_dataset(
-        "blobs", inputs, labels, (train, validation, test), num_classes=classes, generator=generator
-    )
+    return split_dataset("blobs", inputs, labels, (train, validation, test), num_classes=classes, generator=generator)

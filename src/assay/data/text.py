@@ -137,4 +137,4 @@ def _windows(
         check_sizes([size], len(windows))
         chosen = windows[torch.randperm(len(windows), generator=generator)[:size]]
         splits.append(Split(chosen[:, :-1].contiguous(), chosen[:, 1:].contiguous()))
-    return TextDataset(name, *splits, num_classes=len(vocabulary), vocabulary=vocabulary)
+    return TextDataset(name, splits[0], splits[1], splits[2], len(vocabulary), vocabulary)

@@ -40,8 +40,10 @@ def _environment() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many cores this process may use: a container or an affinity can leave it fewer than there are."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 def _version(package: str) -> str | None:

@@ -12,8 +12,8 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self, cast
 
 from assay.errors import InvalidInput, UnknownName
 from assay.lab.record import Record
@@ -26,9 +26,9 @@ __all__ = [
     "Quantity",
     "Reach",
     "Spread",
+    "as_quantity",
     "at",
     "difference",
-    "quantity",
     "reach",
     "spread",
 ]
@@ -45,12 +45,19 @@ class Measurement:
         problem: Why there is none, such as "adam diverged"; empty if there is a value.
         may_rise: The true value is `value` or above: a time that was not over when the trial ended.
         may_fall: The true value is `value` or below.
+        operands: The largest absolute value that `value` was computed from.
     """
 
     value: float
     problem: str = ""
     may_rise: bool = False
     may_fall: bool = False
+    operands: float = 0.0
+
+    @property
+    def size(self) -> float:
+        """The largest absolute value in its computation: rounding errors are in proportion to it."""
+        return max(abs(self.value), self.operands)
 
     @classmethod
     def missing(cls, problem: str) -> Measurement:
@@ -65,6 +72,7 @@ class Measurement:
             self.value - other.value,
             may_rise=self.may_rise or other.may_fall,
             may_fall=self.may_fall or other.may_rise,
+            operands=max(self.size, other.size),
         )
 
 
@@ -75,10 +83,40 @@ def unknown(what: str, name: str, names: Iterable[str]) -> UnknownName:
     return UnknownName(f"{what} {name!r} is unknown; did you mean {', '.join(near) or '(there are none)'}?")
 
 
-class Quantity(ABC):
-    """Something that can be measured on the records of one seed; plain data."""
+class Plain:
+    """A frozen dataclass of plain values and quantities, with a kind that names its class in JSON."""
 
     kind: ClassVar[str]
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return JSON-ready data; `from_plain` restores an equal object."""
+        values = {field.name: getattr(self, field.name) for field in fields(cast(Any, self))}
+        return {"kind": self.kind, **{name: _to_plain(value) for name, value in values.items()}}
+
+    @classmethod
+    def restore(cls, plain: Mapping[str, Any]) -> Self:
+        """Build this class from `to_plain`'s data."""
+        arguments = {name: _from_plain(value) for name, value in plain.items() if name != "kind"}
+        try:
+            return cls(**arguments)
+        except TypeError as error:
+            raise InvalidInput(f"cannot read {dict(plain)!r} as {cls.__name__}: {error}") from None
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Plain):
+        return value.to_plain()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return Quantity.from_plain(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Quantity(Plain, ABC):
+    """Something that can be measured on the records of one seed; plain data."""
 
     @property
     @abstractmethod
@@ -99,10 +137,6 @@ class Quantity(ABC):
     def measure(self, records: Mapping[str, Record], arm: str | None = None) -> Measurement:
         """Measure it on one seed's records by arm; `arm` says which one a free quantity reads."""
 
-    @abstractmethod
-    def to_plain(self) -> dict[str, Any]:
-        """Return JSON-ready data; `from_plain` restores an equal quantity."""
-
     @staticmethod
     def from_plain(plain: Mapping[str, Any]) -> Quantity:
         """Restore a quantity from `to_plain`'s data.
@@ -113,11 +147,7 @@ class Quantity(ABC):
         kind = plain.get("kind", "")
         if kind not in _KINDS:
             raise unknown("quantity", str(kind), _KINDS)
-        return _KINDS[kind]._from_plain(plain)
-
-    @classmethod
-    def _from_plain(cls, plain: Mapping[str, Any]) -> Quantity:
-        return cls(**{key: value for key, value in plain.items() if key != "kind"})
+        return _KINDS[kind].restore(plain)
 
 
 class _FreeQuantity(Quantity):
@@ -162,9 +192,6 @@ class Metric(_FreeQuantity):
                 return Measurement(float(table[self.name]))
         raise unknown(f"arm {arm!r}: metric", self.name, [*record.metrics, *record.resources])
 
-    def to_plain(self) -> dict[str, Any]:
-        return {"kind": self.kind, "name": self.name}
-
 
 @dataclass(frozen=True)
 class Reach(_FreeQuantity):
@@ -201,9 +228,6 @@ class Reach(_FreeQuantity):
                 return Measurement(float(step))
         return Measurement(float(series.steps[-1]), may_rise=True)
 
-    def to_plain(self) -> dict[str, Any]:
-        return {"kind": self.kind, "series": self.series, "above": self.above, "below": self.below}
-
 
 @dataclass(frozen=True)
 class At(Quantity):
@@ -227,13 +251,6 @@ class At(Quantity):
 
     def measure(self, records: Mapping[str, Record], arm: str | None = None) -> Measurement:
         return self.quantity.measure(records, self.arm)
-
-    def to_plain(self) -> dict[str, Any]:
-        return {"kind": self.kind, "quantity": self.quantity.to_plain(), "arm": self.arm}
-
-    @classmethod
-    def _from_plain(cls, plain: Mapping[str, Any]) -> At:
-        return cls(Quantity.from_plain(plain["quantity"]), plain["arm"])
 
 
 @dataclass(frozen=True)
@@ -266,14 +283,8 @@ class Spread(Quantity):
         values = [part.value for part in parts]
         # A censored arm may be the smallest or become the largest: the spread may turn out either way.
         open_ended = any(part.may_rise or part.may_fall for part in parts)
-        return Measurement(max(values) - min(values), may_rise=open_ended, may_fall=open_ended)
-
-    def to_plain(self) -> dict[str, Any]:
-        return {"kind": self.kind, "quantity": self.quantity.to_plain(), "over": list(self.over)}
-
-    @classmethod
-    def _from_plain(cls, plain: Mapping[str, Any]) -> Spread:
-        return cls(Quantity.from_plain(plain["quantity"]), tuple(plain["over"]))
+        size = max(part.size for part in parts)
+        return Measurement(max(values) - min(values), may_rise=open_ended, may_fall=open_ended, operands=size)
 
 
 @dataclass(frozen=True)
@@ -299,18 +310,11 @@ class Difference(Quantity):
     def measure(self, records: Mapping[str, Record], arm: str | None = None) -> Measurement:
         return self.first.measure(records, arm).minus(self.second.measure(records, arm))
 
-    def to_plain(self) -> dict[str, Any]:
-        return {"kind": self.kind, "first": self.first.to_plain(), "second": self.second.to_plain()}
-
-    @classmethod
-    def _from_plain(cls, plain: Mapping[str, Any]) -> Difference:
-        return cls(Quantity.from_plain(plain["first"]), Quantity.from_plain(plain["second"]))
-
 
 _KINDS: dict[str, type[Quantity]] = {cls.kind: cls for cls in (Metric, Reach, At, Spread, Difference)}
 
 
-def quantity(value: str | Quantity) -> Quantity:
+def as_quantity(value: str | Quantity) -> Quantity:
     """Return a quantity: a string names a metric or a resource."""
     if isinstance(value, Quantity):
         return value
@@ -331,16 +335,16 @@ def reach(series: str, *, above: float | None = None, below: float | None = None
     return Reach(series, above, below)
 
 
-def at(value: str | Quantity, arm: str) -> At:
+def at(quantity: str | Quantity, arm: str) -> At:
     """Return a quantity of one named arm."""
-    return At(quantity(value), arm)
+    return At(as_quantity(quantity), arm)
 
 
-def spread(value: str | Quantity, arms: Iterable[str]) -> Spread:
+def spread(quantity: str | Quantity, arms: Iterable[str]) -> Spread:
     """Return the largest minus the smallest value over arms, per seed."""
-    return Spread(quantity(value), tuple(arms))
+    return Spread(as_quantity(quantity), tuple(arms))
 
 
 def difference(first: str | Quantity, second: str | Quantity) -> Difference:
     """Return one quantity minus another, per seed."""
-    return Difference(quantity(first), quantity(second))
+    return Difference(as_quantity(first), as_quantity(second))

@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 __all__ = ["TrialTimeout", "check_deadline", "measured", "time_limit"]
 
@@ -36,8 +35,10 @@ def check_deadline() -> None:
         raise TrialTimeout
 
 
-def _alarm(number: int, frame: FrameType | None) -> NoReturn:
-    raise TrialTimeout
+def _alarm(number: int, frame: FrameType | None) -> None:
+    # An alarm that comes while the limit is being lifted finds no deadline any more.
+    if _deadline is not None:
+        raise TrialTimeout
 
 
 @contextmanager
@@ -61,8 +62,11 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         # It repeats, since an exception that is raised inside a finaliser is lost.
         signal.setitimer(signal.ITIMER_REAL, seconds, REPEAT_ALARM)
     try:
-        yield
-        check_deadline()
+        try:
+            yield
+            check_deadline()
+        finally:
+            _deadline = None
     finally:
         if interruptible:
             signal.setitimer(signal.ITIMER_REAL, 0)

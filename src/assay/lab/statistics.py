@@ -118,8 +118,8 @@ def t_test(sample: ArrayLike, mean: float = 0.0, alternative: Alternative = "two
     values = _checked(sample)
     center, error = _mean_and_error(values)
     distance = center - mean
-    if distance == 0:
-        return 0.5 if error > 0 and alternative != "two-sided" else 1.0
+    if error == 0 and distance == 0:
+        return 1.0
     t = distance / error if error > 0 else math.copysign(math.inf, distance)
     if alternative == "two-sided":
         return 2 * float(special.stdtr(len(values) - 1, -abs(t)))

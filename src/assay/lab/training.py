@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.data.batches import batches
-from assay.errors import InvalidInput
+from assay.errors import AssayError, InvalidInput
 from assay.lab.record import Record, Series
 from assay.lab.resources import check_deadline
 from assay.names import resolve
@@ -74,11 +74,15 @@ class _Setup:
 
 def _build(experiment: Experiment, streams: Streams) -> _Setup:
     load = resolve("data", experiment.data)
-    dataset = load(generator=streams.torch("data")) if "generator" in _parameters(load) else load()
+    with _building("data", experiment.data):
+        dataset = load(generator=streams.torch("data")) if "generator" in _parameters(load) else load()
     torch.manual_seed(streams.entropy("init"))
-    model = _build_model(experiment, dataset)
-    loss = _build_loss(experiment, dataset)
-    rule = _build_rule(experiment, dataset, model, loss, streams)
+    with _building("model", experiment.model):
+        model = _build_model(experiment, dataset)
+    with _building("loss", experiment.loss):
+        loss = _build_loss(experiment, dataset)
+    with _building("rule", experiment.rule):
+        rule = _build_rule(experiment, dataset, model, loss, streams)
     _check_output(rule, dataset)
     watch = None
     if experiment.probes:
@@ -86,6 +90,17 @@ def _build(experiment: Experiment, streams: Streams) -> _Setup:
 
         watch = Watch(rule.model, probes=list(experiment.probes), data=dataset.train, rule=rule, loss=loss)
     return _Setup(dataset, rule, loss if "loss" in _parameters(type(rule)) else None, watch)
+
+
+@contextmanager
+def _building(field: str, part: Any) -> Iterator[None]:
+    """Say which part it was that refused its arguments."""
+    try:
+        yield
+    except AssayError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"{field} {part!r}: {error}") from error
 
 
 def _parameters(target: Callable[..., Any]) -> set[str]:
@@ -191,9 +206,11 @@ class _Run:
         self.share += phase.epochs / self.total_epochs
         if self.share > 1 + 1e-9:
             raise InvalidInput(f"rule {self.experiment.rule!r} asks for more than the budget of its {self.experiment}")
-        optimizer = resolve("optim", self.experiment.optimizer)(list(phase.parameters))
+        with _building("optimizer", self.experiment.optimizer):
+            optimizer = resolve("optim", self.experiment.optimizer)(list(phase.parameters))
         for transform in self.experiment.transforms:
-            resolve("optim", transform)(optimizer)
+            with _building("transform", transform):
+                resolve("optim", transform)(optimizer)
         schedule = resolve("schedules", self.experiment.schedule)(optimizer) if self.experiment.schedule else None
         while self.spent() < self.share - 1e-9 and not self.diverged:
             self._epoch(optimizer)

@@ -49,8 +49,8 @@ class Gradients(NamedTuple):
 def chunk_rows(rows: int, features: int, classes: int) -> int:
     """Return how many rows go through the head at once.
 
-    An eighth of the rows, so that the buffer stays small against the logits that are avoided, but not below 64, where
-    the products become slow, and no more than make the buffer as large as the weight (or 64 MiB of float32, if that is more).
+    An eighth of the rows, so that the buffer stays small against the logits that are avoided, but not below 256, where the
+    products become slow, and no more than make the buffer as large as the weight (or 64 MiB of float32, if that is more).
 
     Args:
         rows: R, rows in the batch.
@@ -58,7 +58,7 @@ def chunk_rows(rows: int, features: int, classes: int) -> int:
         classes: V, classes.
     """
     at_most = max(features, 2**24 // max(classes, 1))
-    return max(1, min(rows, at_most, max(64, -(-rows // 8))))
+    return max(1, min(rows, at_most, max(256, -(-rows // 8))))
 
 
 def _block_rows(classes: int, device: torch.device) -> int:
@@ -153,6 +153,7 @@ def linear_cross_entropy_chunked(
     *,
     scale: Tensor | None = None,
     chunk_size: int | None = None,
+    accumulate_dtype: torch.dtype | None = None,
     gradients: tuple[bool, bool, bool] = (False, False, False),
 ) -> tuple[Tensor, Gradients]:
     """Return the losses of all rows, and the gradients of their sum weighted by `scale`.
@@ -166,6 +167,7 @@ def linear_cross_entropy_chunked(
         terms: What a row's loss is made of.
         scale: (R,) weights of the rows in the gradients (the upstream gradient), 1 by default.
         chunk_size: C, by default `chunk_rows`.
+        accumulate_dtype: In which the weight's gradient is summed over the chunks, by default the weight's.
         gradients: Which gradients to form: of input, weight, bias.
 
     Returns:
@@ -176,7 +178,7 @@ def linear_cross_entropy_chunked(
     """
     _check_labels(target, linear_weight.shape[0], terms.ignore_index)
     kept = (target != terms.ignore_index).nonzero().squeeze(1)
-    arguments = (linear_weight, linear_bias, class_weight, terms, chunk_size, gradients)
+    arguments = (linear_weight, linear_bias, class_weight, terms, chunk_size, accumulate_dtype, gradients)
     if kept.numel() == target.numel():
         return _all_rows(input, target, scale, *arguments)
     kept_scale = None if scale is None else scale[kept]
@@ -197,6 +199,7 @@ def _all_rows(
     class_weight: Tensor | None,
     terms: LossTerms,
     chunk_size: int | None,
+    accumulate_dtype: torch.dtype | None,
     gradients: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Gradients]:
     (rows, features), classes = input.shape, linear_weight.shape[0]
@@ -208,7 +211,7 @@ def _all_rows(
     losses = input.new_empty(rows, dtype=working)
     found = Gradients(
         input.new_empty(rows, features) if gradients[0] else None,
-        linear_weight.new_zeros(classes, features) if gradients[1] else None,
+        linear_weight.new_zeros(classes, features, dtype=accumulate_dtype) if gradients[1] else None,
         input.new_zeros(classes, dtype=working) if gradients[2] else None,
     )
     for start in range(0, rows, size):
@@ -223,12 +226,20 @@ def _all_rows(
         if found.input is not None:
             torch.mm(logits, linear_weight, out=found.input[chunk])
         if found.weight is not None:
-            found.weight.addmm_(logits.t(), inputs)
+            _add_weight_gradient_(found.weight, logits, inputs)
         if found.bias is not None:
             found.bias.add_(logits.sum(0, dtype=working))
-    if found.bias is not None:
-        found = found._replace(bias=found.bias.to(input.dtype))
-    return losses, found
+    weight, bias = (None if total is None else total.to(input.dtype) for total in found[1:])
+    return losses, Gradients(found.input, weight, bias)
+
+
+def _add_weight_gradient_(total: Tensor, logits_gradient: Tensor, inputs: Tensor) -> None:
+    """Add a chunk's part (C, V)ᵀ (C, H) to the weight's gradient; in a wider type by slices, for the product's own copy."""
+    if total.dtype == inputs.dtype:
+        total.addmm_(logits_gradient.t(), inputs)
+        return
+    for part, columns in zip(total.split(4096), logits_gradient.split(4096, dim=1), strict=True):
+        part.add_(columns.t() @ inputs)
 
 
 def _chunk_losses_(

@@ -1,0 +1,346 @@
+"""Run a study: plan its trials, skip the stored ones, run the others side by side, return all records.
+
+Every trial is on its own: the global random generators are seeded from the trial's "noise" stream and set back, and
+it gets the study's number of threads and no more, so a record depends neither on what ran before it in the same
+process nor on the number of jobs. The worker itself writes the record (see `assay.lab.store`), so a run that is
+killed, interrupted or out of memory resumes where it was. Cost: a few milliseconds per trial and 1 to 3 s for the
+workers to start; with one job the trials run in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pickle
+import random
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from assay.errors import AssayError, InvalidInput, StoreError
+from assay.lab.backends import check_jobs, trial_backend, worker_death
+from assay.lab.environment import environment
+from assay.lab.plan import Trial, plain_study, plan, plan_final, plan_tuning
+from assay.lab.record import Record
+from assay.lab.resources import TrialTimeout, measured, time_limit
+from assay.lab.store import Store, StoredTrial, now
+from assay.streams import Streams
+
+if TYPE_CHECKING:
+    from assay.lab.arms import Arm, Candidate
+    from assay.lab.study import Study
+
+# `run` itself is missing here: in the namespace of `assay.lab` the name belongs to this module.
+__all__ = ["Progress", "RunResult", "TrialError", "run_trial"]
+
+Progress = Callable[[int, int, Trial | None], None]
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+POLL_SECONDS = 0.1
+_one_trial_at_a_time = threading.Lock()
+
+
+class TrialError(RuntimeError):
+    """A trial failed for a reason that is neither divergence nor a timeout: most likely a bug in its arm."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run gave.
+
+    Args:
+        trials: Every trial with its record; the tuning trials first.
+        chosen: The tuned settings by arm, for the arms that are tuned.
+        resumed: How many of the trials were in the store already.
+        seconds: Wall-clock time of the run.
+    """
+
+    trials: Sequence[tuple[Trial, Record]]
+    chosen: Mapping[str, Mapping[str, Any]]
+    resumed: int
+    seconds: float
+
+    @property
+    def records(self) -> dict[str, dict[int, Record]]:
+        """The final trials' records by arm and seed: what the judge sees."""
+        found: dict[str, dict[int, Record]] = defaultdict(dict)
+        for trial, record in self.trials:
+            if trial.stage == "final":
+                found[trial.arm][trial.seed] = record
+        return dict(found)
+
+
+def run(
+    study: Study,
+    *,
+    task: str,
+    scale: str,
+    seeds: int,
+    store: Path | str,
+    jobs: int | None = None,
+    backend: str = "loky",
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run a study's missing trials and return all records.
+
+    Arms with a tuning grid are tuned first: each candidate runs on the tuning seeds, the best mean validation score
+    wins (a trial that diverges or times out counts as the worst, the first of equal ones wins), and only the
+    winner runs on the seeds of the comparison.
+
+    Args:
+        study: The claim and its arms.
+        task: Usually the paper's id; it decides the random streams.
+        scale: "smoke", "desk" or "paper".
+        seeds: Repetitions of each arm.
+        store: SQLite file of finished trials; made if it does not exist.
+        jobs: Trials at a time; None for as many as the cores allow.
+        backend: "loky", "dask" or "ray".
+        progress: Called with (finished trials, all trials, the one that finished or None) from another thread.
+
+    Raises:
+        InvalidInput: If seeds, jobs, backend, an arm's description or the tuning budgets are not usable.
+        StoreError: If the store is not usable.
+        TrialError: If an arm has a bug; finished trials are kept, as they are whenever a run ends early.
+        AssayError: If a worker process dies.
+    """
+    start = time.perf_counter()
+    plan(study, task=task, scale=scale, seeds=seeds)
+    if study.time_limit is not None and not study.time_limit > 0:
+        raise InvalidInput(f"a study's time_limit is in seconds and above 0, or None; not {study.time_limit!r}")
+    jobs = check_jobs(backend, jobs, study.threads)
+    tuning = plan_tuning(study, task=task, scale=scale)
+    tuning_trials = [trial for points in tuning for point in points for trial in point]
+    with Store(store) as opened:
+        total = len(tuning_trials) + len(study.arms) * seeds
+        runner = _Runner(study, opened, jobs, backend, progress or _ignore, total)
+        scores = {trial.key: _score(trial, record) for trial, record in runner.finish(tuning_trials)}
+        winners = {points[0][0].arm: _best(points, scores) for points in tuning}
+        arms = {name: winners[name].final() if name in winners else arm for name, arm in study.arms.items()}
+        runner.finish(plan_final(study, arms, task=task, scale=scale, seeds=seeds))
+        chosen = {name: dict(winner.overrides) for name, winner in winners.items()}
+        opened.save_study(task, scale, plain_study(study, [trial for trial, _ in runner.finished], chosen))
+    return RunResult(runner.finished, chosen, runner.resumed, time.perf_counter() - start)
+
+
+def _ignore(done: int, total: int, trial: Trial | None) -> None:
+    pass
+
+
+def _score(trial: Trial, record: Record) -> float:
+    if record.status != "done":
+        return -math.inf
+    try:
+        score = record.metrics["validation_score"]
+    except KeyError:
+        raise InvalidInput(
+            f"{trial}: a tuning candidate's record needs the metric 'validation_score' (higher is better); "
+            f"it has {', '.join(record.metrics) or 'none'}"
+        ) from None
+    return -math.inf if math.isnan(score) else score
+
+
+def _best(points: Sequence[Sequence[Trial]], scores: Mapping[str, float]) -> Candidate:
+    means = [min(s) if math.isinf(min(s)) else sum(s) / len(s) for s in ([scores[t.key] for t in p] for p in points)]
+    winner: Any = points[means.index(max(means))][0].call
+    return winner
+
+
+@dataclass
+class _Runner:
+    """Finishes lists of trials and keeps count."""
+
+    study: Study
+    store: Store
+    jobs: int
+    backend: str
+    progress: Progress
+    total: int
+    resumed: int = 0
+    finished: list[tuple[Trial, Record]] = field(default_factory=list)
+
+    def finish(self, trials: Sequence[Trial]) -> list[tuple[Trial, Record]]:
+        """Return the trials with their records, after running the missing ones."""
+        stored = self.store.keys(trial.key for trial in trials)
+        # Two arms with the same description share their trials.
+        missing = {trial.key: trial for trial in trials if trial.key not in stored}
+        self.resumed += sum(trial.key in stored for trial in trials)
+        if missing:
+            with self._reported(trials):
+                self._execute(list(missing.values()))
+        found = self.store.trials(trial.key for trial in trials)
+        records = [(trial, found[trial.key].record) for trial in trials]
+        self.finished += records
+        return records
+
+    def _execute(self, trials: Sequence[Trial]) -> None:
+        from joblib import Parallel, delayed
+
+        order = _Order(self.store.path.absolute(), self.store.id, self.study.time_limit, self.study.threads)
+        try:
+            with trial_backend(self.backend, self.jobs, self.study.threads):
+                elsewhere = Parallel(batch_size=1)(delayed(run_trial)(trial, order) for trial in trials)
+        except Exception as error:
+            raise self._explained(error) from error
+        for stored in filter(None, elsewhere):
+            self.store.add(stored)
+
+    def _explained(self, error: Exception) -> Exception:
+        """Return what to raise for an error of `joblib.Parallel`: what an arm raised stays as it is."""
+        kept = f"the {self.store.count()} trials in {self.store.path} are kept; run again to resume"
+        if worker_death(error):
+            return AssayError(
+                f"a worker process died; most likely the system ended it for lack of memory, so take fewer jobs "
+                f"than {self.jobs}, or an arm crashed it; {kept}"
+            )
+        if isinstance(error, pickle.PicklingError) or "un-serialize" in str(error):
+            return InvalidInput(
+                "an arm cannot be sent to a worker process: its functions and classes must stand at the top of a "
+                f"module that workers can import ({error})"
+            )
+        return error
+
+    @contextlib.contextmanager
+    def _reported(self, trials: Sequence[Trial]) -> Iterator[None]:
+        """Report progress from the store, which is where every backend's trials arrive first."""
+        waiting: dict[str, list[Trial]] = defaultdict(list)
+        for trial in trials:
+            waiting[trial.key].append(trial)
+        stop = threading.Event()
+        thread = threading.Thread(target=self._report, args=(waiting, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _report(self, waiting: dict[str, list[Trial]], stop: threading.Event) -> None:
+        row, done = 0, len(self.finished)
+        with contextlib.suppress(StoreError), Store(self.store.path, create=False, check=False) as store:
+            last = False
+            while not last:
+                last = stop.wait(POLL_SECONDS)
+                row, keys = store.keys_after(row)
+                for trial in (trial for key in keys for trial in waiting.pop(key, ())):
+                    done += 1
+                    self.progress(done, self.total, trial)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a worker needs besides the trial."""
+
+    path: Path
+    store: str
+    time_limit: float | None
+    threads: int
+
+    def open(self) -> Store | None:
+        """Open the store; None where this machine does not see it."""
+        if not self.path.exists():
+            return None
+        store = Store(self.path, create=False, check=False)
+        if store.id == self.store:
+            return store
+        store.close()
+        return None
+
+
+def run_trial(trial: Trial, order: _Order) -> StoredTrial | None:
+    """Run a trial in a worker and store its record.
+
+    Returns:
+        None, or the trial to be stored where the worker does not see the store, on another machine of a cluster.
+    """
+    with _one_trial_at_a_time, contextlib.ExitStack() as stack:
+        store = order.open()
+        if store is not None:
+            stack.enter_context(store)
+            # A forgotten worker of an earlier run may have been quicker.
+            if store.keys([trial.key]):
+                return None
+        stored = StoredTrial(replace(trial, call=None), _measured_record(trial, order), environment(), now())
+        if store is None:
+            return stored
+        store.add(stored)
+        return None
+
+
+def _measured_record(trial: Trial, order: _Order) -> Record:
+    streams = Streams(trial.task, trial.seed)
+    uses_torch = getattr(trial.call, "uses_torch", True)
+    with _threads(order.threads, uses_torch), _seeded(streams.entropy("noise"), uses_torch), measured() as usage:
+        record = _record(trial, streams, order.time_limit)
+    return replace(record, resources={**usage, **record.resources})
+
+
+def _record(trial: Trial, streams: Streams, limit: float | None) -> Record:
+    call: Any = trial.call
+    try:
+        with time_limit(limit):
+            record = call(streams)
+    except TrialTimeout:
+        return Record(metrics={}, status="timeout")
+    except FloatingPointError:
+        return Record(metrics={}, status="diverged")
+    except AssayError as error:
+        raise type(error)(f"{trial}: {error}") from error
+    except (Exception, SystemExit) as error:
+        # As text, since neither the traceback nor every exception can be sent to another process.
+        raise TrialError(f"{trial} failed: {error!r}\n{''.join(traceback.format_exception(error))}") from error
+    if not isinstance(record, Record):
+        raise InvalidInput(f"{trial}: an arm must return a Record, not {type(record).__name__}")
+    return record
+
+
+@contextlib.contextmanager
+def _threads(threads: int, uses_torch: bool) -> Iterator[None]:
+    """Limit the threads of libraries that are loaded, and of those that the trial will load."""
+    from threadpoolctl import threadpool_limits
+
+    with patch.dict(os.environ, dict.fromkeys(THREAD_VARIABLES, str(threads))):
+        if not uses_torch:
+            with threadpool_limits(threads):
+                yield
+            return
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with threadpool_limits(threads):
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _seeded(entropy: int, uses_torch: bool) -> Iterator[None]:
+    """Seed the global random generators, which parts do not use but other code may, and set them back at the end."""
+    import numpy as np
+
+    python, legacy = random.getstate(), np.random.get_state()
+    random.seed(entropy)
+    np.random.seed(entropy % 2**32)
+    try:
+        with _seeded_torch(entropy) if uses_torch else contextlib.nullcontext():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+@contextlib.contextmanager
+def _seeded_torch(entropy: int) -> Iterator[None]:
+    import torch
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(entropy)
+        yield

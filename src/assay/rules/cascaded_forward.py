@@ -1,0 +1,142 @@
+"""Cascaded Forward: blocks that are random, or trained by direct feedback alignment, each read out by its own predictor.
+
+Zhao et al., arXiv:2303.09728, as measured by Spyra, arXiv:2509.19063. For blocks l = 1..L with h_0 = x:
+
+    h_l = block_l(sg(h_{l-1}));   predictor_l = Linear(flatten(h_l)), trained alone on the frozen block;
+    prediction = argmax of the predictors' summed scores.
+
+features="random" leaves the blocks as they are, in evaluation mode (so a fresh BatchNorm is the identity).
+features="dfa" first trains them against a throw-away head U on the last block: with e = dCE/dscores,
+the cotangent of h_l is reshape(e F_l) for l < L with fixed F_l ~ N(0, 1), rows scaled to norm 1; block L and U get
+the ordinary gradient.
+
+Shapes: h_l (B, ...) flattened to (B, d_l); e (B, C); F_l (C, d_l).
+Departures: e is the gradient of the mean loss, (softmax - one-hot) / B, where the code omits 1 / B (Adam does not see
+the difference), so that the true Jacobian in place of F_l gives backpropagation; each block runs once per update, where
+the code runs it twice and so updates BatchNorm's statistics twice; early stopping is left to the training loop.
+Cost: a predictor's update costs the forward pass up to its block and one linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from assay.errors import InvalidInput
+from assay.models._layers import linear
+from assay.rules.blocks import block_widths, trainable
+from assay.rules.blocks import blocks as find_blocks
+from assay.rules.rule import Rule
+
+__all__ = ["CascadedForward"]
+
+FEATURES = "features"
+
+
+class CascadedForward(Rule):
+    """Sum of linear predictors on random or feedback-aligned blocks.
+
+    Args:
+        model: An `nn.Sequential` of blocks; a linear head at its end is not used.
+        num_classes: Number of classes C, at least 2.
+        blocks: Names of the blocks where the model is no `nn.Sequential`.
+        features: "random" keeps the blocks' weights, "dfa" trains them in a first phase.
+        loss: `loss(scores, targets) -> scalar` of the predictors and of the throw-away head.
+        input_shape: Shape of one input, where neither the model nor its first layer tells.
+        generator: Draws the predictors' weights and the feedback matrices.
+
+    Raises:
+        InvalidInput: If the model has no blocks, or an option has no such value.
+
+    Example:
+        >>> from assay.models.cnn import CNN
+        >>> CascadedForward(CNN((1, 8, 8), 10), num_classes=10, features="dfa").phase_names
+        ('features', 'block1', 'block2', 'block3')
+    """
+
+    needs = "blocks"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        blocks: Sequence[str] | None = None,
+        features: str = "random",
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        input_shape: Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(model, generator)
+        if num_classes < 2:
+            raise InvalidInput(f"num_classes must be at least 2, not {num_classes}")
+        if features not in ("random", "dfa"):
+            raise InvalidInput(f"features must be 'random' or 'dfa', not {features!r}")
+        self.blocks, self.loss = find_blocks(model, blocks), loss
+        self.local = features == "random"
+        self.phase_names = self.blocks.names
+        widths = block_widths(self.blocks, model, input_shape)[1]
+        like = next(model.parameters())
+        predictors = (linear(d, num_classes, generator=self.generator) for d in widths)
+        self.predictors = nn.ModuleList(predictors).to(like.device, like.dtype)
+        if features == "dfa":
+            self.phase_names = (FEATURES, *self.phase_names)
+            self.top = linear(widths[-1], num_classes, generator=self.generator).to(like.device, like.dtype)
+            for l, d in enumerate(widths[:-1]):
+                feedback = F.normalize(torch.randn(num_classes, d, generator=self.generator), dim=1)
+                self.register_buffer(f"feedback{l}", feedback.to(like.device, like.dtype))
+        self.train()
+
+    def _predictor(self) -> int:
+        """Index of the predictor that the current phase trains."""
+        return self.blocks.names.index(self.phase)
+
+    def backward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Add the current phase's gradient to `.grad`; see `Rule.backward`."""
+        if self.phase == FEATURES:
+            return self._feedback_alignment(x.detach(), y)
+        l = self._predictor()
+        with torch.no_grad():
+            for block in self.blocks.modules[: l + 1]:
+                x = block(x)
+        loss = self.loss(self.predictors[l](x.flatten(1)), y)
+        loss.backward()
+        return {"loss": loss.detach(), f"loss/{self.phase}": loss.detach()}
+
+    def _feedback_alignment(self, h: Tensor, y: Tensor) -> dict[str, Tensor]:
+        outputs = []
+        for block in self.blocks.modules:
+            outputs.append(block(h))
+            h = outputs[-1].detach()
+        scores = self.top(outputs[-1].flatten(1))
+        loss = self.loss(scores, y)
+        (e,) = torch.autograd.grad(loss, scores)
+        cotangents = [(e @ self.get_buffer(f"feedback{l}")).view_as(h) for l, h in enumerate(outputs[:-1])]
+        pairs = [(h, c) for h, c in zip(outputs, cotangents, strict=False) if h.requires_grad]
+        torch.autograd.backward([h for h, _ in pairs] + [scores], [c for _, c in pairs] + [e])
+        return {"loss": loss.detach()}
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Return one predictor, or while the features are trained one group per block, the last with its head."""
+        if self.phase == FEATURES:
+            *earlier, last = self.blocks.modules
+            return [*(trainable(block) for block in earlier), trainable(last, self.top)]
+        return [trainable(self.predictors[self._predictor()])]
+
+    def frozen(self) -> list[nn.Module]:
+        """Return the model, unless its features are trained."""
+        return [] if self.phase == FEATURES else [self.model]
+
+    def _features(self, x: Tensor) -> dict[str, Tensor]:
+        return self.blocks.outputs(x)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        outputs = self._features(x).values()
+        return torch.stack([p(h.flatten(1)) for p, h in zip(self.predictors, outputs, strict=True)]).sum(0)
+
+    def head(self) -> nn.Linear | None:
+        """Return the predictor of a single block; None where prediction sums over several."""
+        only = self.predictors[0]
+        return only if len(self.predictors) == 1 and isinstance(only, nn.Linear) else None

@@ -1,0 +1,158 @@
+"""One trial: what the engine promises about streams, budgets, checkpoints, tuning and divergence."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from assay.data.batches import batches
+from assay.data.tabular import digits
+from assay.errors import InvalidInput
+from assay.lab.experiment import Experiment
+from assay.models.mlp import MLP
+from assay.streams import Streams
+from torch import nn
+
+BASE = Experiment(data="digits", model="mlp(width=16, depth=1)", optimizer="sgd(lr=0.1, momentum=0.9)", epochs=2)
+STREAMS = Streams("test", 3)
+
+
+class Wide(nn.Module):
+    """A user's own model that takes no argument and fits digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class Narrow(Wide):
+    """A user's own model with too few classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
+def plain_loop(streams: Streams, epochs: int) -> tuple[nn.Module, float]:
+    """Train as a user would without the engine, from the same streams."""
+    dataset = digits(generator=streams.torch("data"))
+    torch.manual_seed(streams.entropy("init"))
+    model = MLP(dataset.input_shape, dataset.outputs, width=16, depth=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    order = streams.torch("order")
+    for _ in range(epochs):
+        for x, y in batches(dataset.train, 128, order):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    with torch.no_grad():
+        right = (model(dataset.test.inputs).argmax(-1) == dataset.test.targets).double().mean()
+    return model, float(right)
+
+
+def test_a_trial_is_a_plain_loop():
+    """The engine may add nothing to training: its accuracy must equal a hand-written loop's to the last bit."""
+    _, accuracy = plain_loop(STREAMS, epochs=2)
+    assert BASE(STREAMS).metrics["test_accuracy"] == accuracy
+
+
+def test_the_same_seed_gives_the_same_record_and_another_does_not():
+    """Records must be a function of task and seed."""
+    first, again, other = BASE(STREAMS), BASE(STREAMS), BASE(Streams("test", 4))
+    assert first.metrics == again.metrics and first.series == again.series
+    assert first.metrics != other.metrics
+
+
+def test_a_trial_leaves_the_global_generator_alone():
+    """A user's own random state must not move because a trial ran in the same process."""
+    before = torch.get_rng_state()
+    BASE(STREAMS)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_arms_see_the_same_split_and_the_same_order():
+    """Two arms that differ in something without effect must give the same numbers: that is what pairing means."""
+    assert BASE.but(loss="cross-entropy").__call__(STREAMS).metrics == BASE(STREAMS).metrics
+    probed = BASE.but(evaluate_every=0.5)(STREAMS)
+    assert probed.metrics == BASE(STREAMS).metrics
+
+
+@pytest.mark.parametrize(
+    ("budget", "samples"), [({"epochs": 3}, 3000), ({"samples": 1500}, 1512), ({"epochs": 0.5}, 512)]
+)
+def test_a_budget_is_counted_in_samples_seen(budget, samples):
+    """The mini-batch that reaches the budget is the last one (1000 training samples, mini-batches of 128 and 104)."""
+    assert BASE.but(**budget)(STREAMS).resources["samples"] == samples
+
+
+def test_a_budget_in_seconds_counts_training_only():
+    """Evaluation must not be charged to the arm."""
+    record = BASE.but(seconds=0.2)(STREAMS)
+    assert 0.2 <= record.resources["training_seconds"] < 0.6
+
+
+def test_the_best_checkpoint_is_the_best_on_validation_data():
+    """With checkpoint="best", the reported state must be the one with the highest validation score seen."""
+    record = BASE.but(epochs=12, optimizer="sgd(lr=1.0, momentum=0.9)", checkpoint="best")(STREAMS)
+    seen = record.series["validation_accuracy"].values
+    assert record.metrics["validation_accuracy"] == max(seen)
+    assert record.metrics["test_accuracy"] == record.series["test_accuracy"].values[seen.index(max(seen))]
+
+
+def test_tuning_never_sees_test_data():
+    """A tuning record holds a validation score and nothing of the test split."""
+    point = BASE.but(tune={"optimizer.lr": (0.1,)}).tuning()[0]
+    metrics = point(STREAMS).metrics
+    assert metrics["validation_score"] == metrics["validation_accuracy"]
+    assert not any("test" in name for name in metrics)
+
+
+def test_divergence_is_a_result():
+    """A loss that becomes infinite ends training with the status "diverged" and no exception."""
+    record = BASE.but(optimizer="sgd(lr=1e12)", epochs=50)(STREAMS)
+    assert record.status == "diverged"
+    assert math.isnan(record.metrics["train_loss"])
+    assert record.resources["epochs"] < 50
+
+
+def test_the_schedule_is_stepped_once_per_epoch():
+    """A learning rate that falls to zero after the first epoch must freeze the network there."""
+    frozen = BASE.but(epochs=5, schedule="multi-step(milestones=[1], gamma=0.0)", optimizer="sgd(lr=0.1)")
+    assert frozen(STREAMS).metrics == BASE.but(epochs=1, optimizer="sgd(lr=0.1)")(STREAMS).metrics
+
+
+def test_a_users_own_model_needs_no_arguments():
+    """`package.module:MyModel` must work with and without (input_shape, outputs)."""
+    assert BASE.but(model=Wide)(STREAMS).metrics["test_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": Narrow}, "one score per class"),
+        ({"model": Wide, "data": "wine"}, "can't take inputs"),
+        ({"model": "cnn(channels=(4,))", "data": "wine"}, "images"),
+        ({"optimizer": "sgd(lr=-1.0)"}, "optimizer 'sgd"),
+        ({"rule": "forward-forward", "loss": "cross-entropy"}, "own loss"),
+        ({"rule": "mono-forward", "data": "diabetes"}, "class labels"),
+        ({"loss": "fokal"}, "focal"),
+    ],
+)
+def test_parts_that_do_not_fit_are_one_clear_error(change, message):
+    """Whatever does not fit must be said before training starts."""
+    with pytest.raises((InvalidInput, ValueError), match=message):
+        BASE.but(**change)(STREAMS)
+
+
+def test_the_counted_cost_is_that_of_the_closed_form():
+    """FLOPs of one update of an MLP are 6 per weight and sample, less the input gradient of the first layer."""
+    record = BASE.but(count_cost=True, batch_size=100, epochs=1)(STREAMS)
+    weights = (64 * 16, 16 * 10)
+    expected = 2 * 100 * (2 * weights[0] + 3 * weights[1])
+    assert record.resources["flops_per_update"] == expected
+    kept = 100 * (64 + 16 + 10) * 4
+    assert kept <= record.resources["saved_bytes"] <= 2 * kept
