@@ -43,3 +43,20 @@ def command(
     path = store or default_store()
     fresh = _stored_results(path, papers) if path.exists() else []
     typer.echo(f"Report: {write_report(out, fresh).resolve()}")
+
+
+def _stored_results(path: Path, papers: list[str] | None) -> list[dict[str, Any]]:
+    """Return the results that a store holds: of each study the largest scale that was run."""
+    from assay.cards import load_cards
+    from assay.cli.run import SCALES, command_line
+    from assay.lab.results import result
+    from assay.lab.store import Store
+
+    titles = {card.id: card.title for card in load_cards()}
+    found: dict[str, dict[str, Any]] = {}
+    with Store(path, create=False) as store:
+        studies = [study for study in store.studies() if study.id in (papers or titles)]
+        for study in sorted(studies, key=lambda study: SCALES.index(study.scale)):
+            line = command_line(study.id, study.scale, study.plan["seeds"])
+            found[study.id] = result(store, study, title=titles[study.id], command=line)
+    return list(found.values())

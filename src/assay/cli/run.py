@@ -37,12 +37,13 @@ def run_paper(
     if card.status != "implemented":
         raise InvalidInput(f"{paper!r} is planned, it has no study yet; `assay list --status implemented` shows those")
     from assay.cli._tables import progress
-    from assay.lab.results import result
+    from assay.lab.results import find_study, result
     from assay.lab.run import run
-    from assay.lab.store import default_store
+    from assay.lab.store import Store, default_store
 
     study = study_module(card).study(scale)
     count = study.seeds if seeds is None else seeds
+    path = store or default_store()
     start = time.perf_counter()
     with progress(f"{card.id} ({scale})", shown=not quiet) as update:
         done = run(
@@ -50,14 +51,21 @@ def run_paper(
             task=card.id,
             scale=scale,
             seeds=count,
-            store=store or default_store(),
+            store=path,
             jobs=jobs,
             backend=backend,
             progress=update,
         )
-    command = f"assay run {card.id} --scale {scale} --seeds {count}"
-    found = result(study, done, task=card.id, scale=scale, title=card.title, command=command)
+    with Store(path, create=False, check=False) as opened:
+        found = result(
+            opened, find_study(opened, card.id, scale), title=card.title, command=command_line(card.id, scale, count)
+        )
     return found | {"resumed": done.resumed, "elapsed": time.perf_counter() - start}
+
+
+def command_line(paper: str, scale: str, seeds: int) -> str:
+    """Return the command that reruns a study."""
+    return f"assay run {paper} --scale {scale} --seeds {seeds}"
 
 
 def _summary(found: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def command(
         if record:
             from assay.lab.evidence import save_evidence
 
-            save_evidence(found, card.folder)
+            save_evidence({k: v for k, v in found.items() if k not in ("resumed", "elapsed")}, card.folder)
         if as_json:
             typer.echo(json.dumps(_summary(found)))
     if not as_json:

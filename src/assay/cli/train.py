@@ -69,9 +69,9 @@ def command(
         raise InvalidInput(f"--seeds must be at least 1, not {seeds}")
     if batch_size < 0:
         raise InvalidInput(f"--batch-size must be at least 0, not {batch_size}")
-    from assay.lab.results import result, strict_json
+    from assay.lab.results import find_study, result, strict_json
     from assay.lab.run import run
-    from assay.lab.store import default_store
+    from assay.lab.store import Store, default_store
 
     defaults = {
         "data": "digits",
@@ -96,13 +96,14 @@ def command(
     )
     from assay.cli._tables import progress
 
+    path = store or default_store()
     with progress("training", shown=not as_json) as update:
         done = run(
-            study, task="train", scale="desk", seeds=seeds, store=store or default_store(), jobs=jobs,
-            backend=backend, progress=update,
-        )  # fmt: skip
-    command_line = _command_line(axes, transform, probe, seeds)
-    found = result(study, done, task="train", scale="desk", title="assay train", command=command_line)
+            study, task="train", scale="desk", seeds=seeds, store=path, jobs=jobs, backend=backend, progress=update
+        )
+    with Store(path, create=False, check=False) as opened:
+        line = _command_line(axes, transform, probe, seeds)
+        found = result(opened, find_study(opened, "train", "desk"), title="assay train", command=line)
     rows = _rows(found)
     if as_json:
         typer.echo(json.dumps(strict_json({"arms": rows, "trials": len(found["trials"]), "resumed": done.resumed})))

@@ -205,7 +205,7 @@ def split_dataset(
         InvalidInput: If a size is below 1, or there are fewer samples than asked for.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    pools = [(inputs, targets, sizes)]
+    pools: list[tuple[Tensor, Tensor, Sequence[int]]] = [(inputs, targets, sizes)]
     if separate_test is not None:
         pools = [(inputs, targets, sizes[:2]), (*separate_test, sizes[2:])]
     parts: list[tuple[Tensor, Tensor]] = []

@@ -1,9 +1,9 @@
 """Expectations: decidable statements about records, as plain data that a study declares before it runs.
 
 Each expectation becomes one or several samples: one number per seed (mostly a difference between two arms that
-share the seed) and the range in which its mean is expected. The expectation is the claim that *every* sample's mean lies in its
-range; `assay.lab.judge` decides it. Ratios are compared as differences of logarithms; correlations as Fisher's z of Spearman's rank
-correlation across the arms, one per seed.
+share the seed) and the range in which its mean is expected. The expectation is the claim that *every* sample's mean
+lies in its range; `assay.lab.judge` decides it. Ratios are compared as differences of logarithms; correlations as
+Fisher's z of Spearman's rank correlation across the arms, one per seed.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-import numpy as np
+from functools import partial
+from typing import Any, ClassVar
 
 from assay.errors import InvalidInput
+from assay.lab._samples import Sample, Scale, Trials, perfect_correlation, rank_correlation
 from assay.lab.quantities import Measurement, Plain, Quantity, as_quantity, unknown
 from assay.lab.record import Record
 
 __all__ = [
     "Expectation",
-    "Sample",
-    "Trials",
     "above",
     "below",
     "correlates",
@@ -35,46 +33,7 @@ __all__ = [
     "ratio",
 ]
 
-Scale = Literal["linear", "log", "fisher"]
 _MINIMUM_CORRELATED_ARMS = 4
-
-
-class Trials:
-    """Records by arm and seed, in an order that does not depend on how they were stored.
-
-    Args:
-        records: Arm -> seed -> record.
-    """
-
-    def __init__(self, records: Mapping[str, Mapping[int, Record]]) -> None:
-        self.arms = tuple(sorted(records))
-        self.seeds = tuple(sorted({seed for by_seed in records.values() for seed in by_seed}))
-        self._records = records
-
-    def of(self, seed: int) -> dict[str, Record]:
-        """Return one seed's records by arm; an arm without a trial at that seed is left out."""
-        return {arm: self._records[arm][seed] for arm in self.arms if seed in self._records[arm]}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One number per seed and the range in which its mean is expected.
-
-    Args:
-        text: What is claimed, such as "a > b".
-        seeds: All seeds of the study.
-        measurements: One per seed, on the scale of the test.
-        lower: Lower end of the expected range, -inf if there is none; on the scale of the test, as `upper`.
-        upper: Upper end, inf if there is none.
-        scale: "linear"; "log" if the values are logarithms; "fisher" if they are Fisher's z.
-    """
-
-    text: str
-    seeds: tuple[int, ...]
-    measurements: tuple[Measurement, ...]
-    lower: float = -math.inf
-    upper: float = math.inf
-    scale: Scale = "linear"
 
 
 def _sample(
@@ -156,29 +115,36 @@ class Expectation(Plain, ABC):
 
 
 @dataclass(frozen=True)
-class _Comparison(Expectation):
+class _Pair(Expectation):
     quantity: Quantity
     a: str
     b: str
+
+    def __post_init__(self) -> None:
+        _free(self.kind, self.quantity)
+        _different(self.kind, (self.a, self.b), 2)
+
+    @property
+    def named_arms(self) -> tuple[str, ...]:
+        return (self.a, self.b)
+
+
+@dataclass(frozen=True)
+class _Comparison(_Pair):
     margin: float = 0.0
     sign: ClassVar[str]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _finite("margin", self.margin)
-        _free(self.kind, self.quantity)
-        _different(self.kind, (self.a, self.b), 2)
 
     @property
     def text(self) -> str:
         margin = f" (margin {self.margin:g})" if self.margin else ""
         return f"{self.quantity.text}: {self.a} {self.sign} {self.b}{margin}"
 
-    @property
-    def named_arms(self) -> tuple[str, ...]:
-        return (self.a, self.b)
-
     def _bounds(self) -> tuple[float, float]:
-        return (self.margin, math.inf) if self.sign == ">" else (-math.inf, -self.margin)
+        return (self.margin, math.inf) if self.sign == ">" else (-math.inf, 0.0 - self.margin)
 
     def samples(self, trials: Trials) -> list[Sample]:
         text = f"{self.a} {self.sign} {self.b}"
@@ -228,9 +194,7 @@ class _Limit(Expectation):
         if not self.quantity.free:
             return [_sample(trials, self.text, bounds, self.quantity.measure)]
         return [
-            _sample(
-                trials, f"{arm} {self.sign} {self.value:g}", bounds, lambda r, arm=arm: self.quantity.measure(r, arm)
-            )
+            _sample(trials, f"{arm} {self.sign} {self.value:g}", bounds, partial(self.quantity.measure, arm=arm))
             for arm in self.arms or trials.arms
         ]
 
@@ -279,28 +243,20 @@ class _Equivalent(Expectation):
 
 
 @dataclass(frozen=True)
-class _Ratio(Expectation):
-    quantity: Quantity
-    a: str
-    b: str
+class _Ratio(_Pair):
     above: float | None = None
     below: float | None = None
     kind: ClassVar[str] = "ratio"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _one_limit("ratio", self.above, self.below)
         if (self.above or self.below or 0) <= 0:
             raise InvalidInput(f"a ratio's limit must be above 0, got {_limit_text(self.above, self.below)}")
-        _free(self.kind, self.quantity)
-        _different(self.kind, (self.a, self.b), 2)
 
     @property
     def text(self) -> str:
         return f"{self.quantity.text}: {self.a} / {self.b} {_limit_text(self.above, self.below)}"
-
-    @property
-    def named_arms(self) -> tuple[str, ...]:
-        return (self.a, self.b)
 
     def _log(self, records: Mapping[str, Record], arm: str) -> Measurement:
         measured = self.quantity.measure(records, arm)
@@ -320,21 +276,6 @@ class _Ratio(Expectation):
         )
         text = f"{self.a} / {self.b} {_limit_text(self.above, self.below)}"
         return [_sample(trials, text, bounds, lambda r: self._log(r, self.a).minus(self._log(r, self.b)), "log")]
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks from 1, ties averaged."""
-    smaller = (values[:, None] > values[None, :]).sum(axis=1)
-    not_larger = (values[:, None] >= values[None, :]).sum(axis=1)
-    return (smaller + not_larger + 1) / 2
-
-
-def perfect_correlation(arms: int) -> float:
-    """Return what a perfect rank correlation over that many arms counts as: half a swap of neighbours short of 1.
-
-    Fisher's z of 1 is infinite. The next value below 1 that Spearman's correlation takes is 1 - 12 / (k^3 - k).
-    """
-    return 1 - 6 / (arms**3 - arms)
 
 
 @dataclass(frozen=True)
@@ -378,11 +319,9 @@ class _Correlates(Expectation):
         for part in itertools.chain(*measured):
             if part.problem:
                 return part
-        ranks = [_ranks(np.array([part.value for part in row])) for row in measured]
-        if any(np.ptp(row) == 0 for row in ranks):
+        r = rank_correlation(*([part.value for part in row] for row in measured))
+        if math.isnan(r):
             return Measurement.missing("one of the two is the same in all arms")
-        largest = perfect_correlation(len(arms))
-        r = float(np.clip(np.corrcoef(*ranks)[0, 1], -largest, largest))
         censored = any(part.may_rise or part.may_fall for part in itertools.chain(*measured))
         return Measurement(math.atanh(r), may_rise=censored, may_fall=censored, operands=1.0)
 
@@ -421,7 +360,7 @@ class _Monotone(Expectation):
         return self.arms
 
     def samples(self, trials: Trials) -> list[Sample]:
-        bounds = (-self.tolerance, math.inf) if self.increasing else (-math.inf, self.tolerance)
+        bounds = (0.0 - self.tolerance, math.inf) if self.increasing else (-math.inf, self.tolerance)
         sign = ">" if self.increasing else "<"
         return [
             _sample(trials, f"{later} {sign} {earlier}", bounds, _difference(self.quantity, later, earlier))
@@ -432,6 +371,8 @@ class _Monotone(Expectation):
 _KINDS: dict[str, type[Expectation]] = {
     cls.kind: cls for cls in (_Greater, _Less, _Above, _Below, _Equivalent, _Ratio, _Correlates, _Monotone)
 }
+
+from_plain = Expectation.from_plain
 
 
 def _names(arms: Iterable[str] | None) -> tuple[str, ...] | None:
@@ -510,7 +451,7 @@ def correlates(
     below: float | None = None,
     arms: Iterable[str] | None = None,
 ) -> Expectation:
-    """Expect that Spearman's correlation of x and y across the arms, one per seed, is on average above or below a limit.
+    """Expect that Spearman's correlation of x and y across the arms, one per seed, averages above or below a limit.
 
     Args:
         x: A quantity.

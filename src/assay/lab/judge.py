@@ -1,10 +1,11 @@
 """From records to verdicts: a pure function that decides each expectation, and with them the study's claim.
 
-Every sample of an expectation claims that a mean lies in a range. It *holds* if the two-sided 95 % t interval lies within the
-range, it *fails* if the interval lies outside, and in both cases the exact sign-flip test must agree. An expectation holds if all its
-samples hold (an intersection-union test, which needs no correction: Berger 1982) and fails if one of them
-fails after Holm's adjustment within the expectation; over a study's expectations Holm's adjustment is applied to holding and to
-failing separately. Whatever is not shown either way is inconclusive. docs/guides/verdicts.md has the rules in plain words.
+Every sample of an expectation claims that a mean lies in a range. It *holds* if the two-sided 95 % t interval lies
+within the range, it *fails* if the interval lies outside, and in both cases the exact sign-flip test must agree. An
+expectation holds if all its samples hold (an intersection-union test, which needs no correction: Berger 1982) and fails
+if one of them fails after Holm's adjustment within the expectation; over a study's expectations Holm's adjustment is
+applied to holding and to failing separately. Whatever is not shown either way is inconclusive. docs/guides/verdicts.md
+has the rules in plain words.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from typing import Any, Literal
 import numpy as np
 
 from assay.errors import InvalidInput
-from assay.lab.expectations import Expectation, Sample, Scale, Trials
+from assay.lab._samples import Sample, Scale, Trials
+from assay.lab.expectations import Expectation
 from assay.lab.record import Record
-from assay.lab.statistics import equivalence_test, holm, sign_flip_test, t_interval, t_test
+from assay.lab.statistics import Alternative, equivalence_test, holm, sign_flip_test, t_interval, t_test
 
 # `judge` itself is imported from this module: as a name of `assay.lab` it would be shadowed by the module.
 __all__ = ["Component", "Outcome", "Verdict"]
 
 Status = Literal["holds", "fails", "inconclusive"]
 Interval = tuple[float, float]
+Ends = tuple[float | None, float | None]
 
 ALPHA = 0.05
 MINIMUM_SEEDS = 6
@@ -61,7 +64,7 @@ class Component:
     effect: float | None
     interval: Interval | None
     threshold: float
-    range: tuple[float | None, float | None]
+    range: Ends
     seeds: tuple[int, ...]
     values: tuple[float | None, ...]
     p_value: float | None
@@ -79,9 +82,10 @@ class Outcome:
         effect: As in `Component`.
         interval: As in `Component`; not adjusted for several expectations.
         threshold: As in `Component`.
+        range: As in `Component`.
         n: Seeds with a value.
-        p_value: Of holding if every effect lies in its range, else of failing (adjusted over the components).
-        adjusted_p_value: After Holm's adjustment over the study's expectations.
+        p_value: As in `Component`.
+        adjusted_p_value: The expectation's p-value after Holm's adjustments; None where no p-value may count.
         sign_flip_p_value: As in `Component`.
         reason: One sentence.
         components: All of them.
@@ -92,6 +96,7 @@ class Outcome:
     effect: float | None
     interval: Interval | None
     threshold: float
+    range: Ends
     n: int
     p_value: float | None
     adjusted_p_value: float | None
@@ -144,15 +149,25 @@ def _back(value: float, scale: Scale) -> float:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What a sample says in one direction: p-values, and what stands in the way of using them."""
+    """What a sample says in one direction.
 
-    p: float = 1.0
-    sign_flip: float = 1.0
-    obstacle: str = ""
+    Args:
+        p: Two-sided t test.
+        sign_flip: Two-sided sign-flip test.
+        obstacle: What keeps both from counting, whatever they say; empty if nothing does.
+    """
+
+    p: float
+    sign_flip: float
+    obstacle: str
 
     @property
     def shown(self) -> bool:
         return not self.obstacle and max(self.p, self.sign_flip) <= ALPHA
+
+    @property
+    def counted_p(self) -> float:
+        return 1.0 if self.obstacle else self.p
 
 
 @dataclass(frozen=True)
@@ -164,6 +179,11 @@ class _Judged:
     failing: _Evidence
     inside: bool
 
+    @property
+    def leaning(self) -> _Evidence:
+        """The evidence in the direction of the effect."""
+        return self.holding if self.inside else self.failing
+
 
 def _settled(sample: Sample) -> np.ndarray:
     """Return the sample's values; constant up to rounding becomes constant, and a bound where it is one."""
@@ -174,20 +194,34 @@ def _settled(sample: Sample) -> np.ndarray:
         return values
     center = float(values[0])
     for bound in (sample.lower, sample.upper):
-        if abs(center - bound) <= max(resolution, _ROUNDING * abs(bound)):
+        if abs(center - bound) <= resolution:
             center = bound
     return np.full_like(values, center)
 
 
+def _t_tests(values: np.ndarray, sample: Sample) -> tuple[float, float]:
+    """Return the two-sided t tests' p-values of lying within and of lying outside the range."""
+    outside = min(t_test(values, sample.lower, "less"), t_test(values, sample.upper, "greater"))
+    return min(1.0, 2 * equivalence_test(values, sample.lower, sample.upper)), min(1.0, 2 * outside)
+
+
 def _sign_flips(values: np.ndarray, sample: Sample) -> tuple[float, float]:
-    """Return the two-sided sign-flip p-values of lying within and of lying outside the range."""
-    # A fixed seed: a verdict is a function of the records alone.
-    within, outside = [0.0], [1.0]
-    for bound, inward, outward in ((sample.lower, "greater", "less"), (sample.upper, "less", "greater")):
+    """Return the same of the sign-flip test."""
+    sides: tuple[tuple[float, Alternative, Alternative], ...] = (
+        (sample.lower, "greater", "less"),
+        (sample.upper, "less", "greater"),
+    )
+    within, outside = [], []
+    for bound, inward, outward in sides:
         if math.isfinite(bound):
-            within.append(sign_flip_test(values, bound, inward, generator=np.random.default_rng(0)))  # type: ignore[arg-type]
-            outside.append(sign_flip_test(values, bound, outward, generator=np.random.default_rng(0)))  # type: ignore[arg-type]
+            # The generator, used above 32 seeds only, is fixed: a verdict is a function of the records alone.
+            within.append(sign_flip_test(values, bound, inward, generator=np.random.default_rng(0)))
+            outside.append(sign_flip_test(values, bound, outward, generator=np.random.default_rng(0)))
     return min(1.0, 2 * max(within)), min(1.0, 2 * min(outside))
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed" if count == 1 else f"{count} seeds"
 
 
 def _missing(sample: Sample) -> str:
@@ -199,171 +233,145 @@ def _missing(sample: Sample) -> str:
     return f"{sum(problems.values())} of {_seeds(len(sample.seeds))} have no value: {reasons}"
 
 
-def _seeds(count: int) -> str:
-    return f"{count} seed" if count == 1 else f"{count} seeds"
+def _too_few(sample: Sample) -> str:
+    if len(sample.seeds) >= MINIMUM_SEEDS:
+        return ""
+    return f"{_seeds(len(sample.seeds))} cannot decide: a verdict needs at least {MINIMUM_SEEDS}"
 
 
-def _obstacle(sample: Sample, side: Literal["within", "outside"], below: bool) -> str:
-    """Return what keeps a sample from deciding anything in one direction; empty if nothing does."""
-    missing = _missing(sample)
-    if missing:
-        return missing
-    if len(sample.seeds) < MINIMUM_SEEDS:
-        return f"{_seeds(len(sample.seeds))} cannot decide, at least {MINIMUM_SEEDS} are needed"
-    if side == "within":
-        rising, falling = math.isfinite(sample.upper), math.isfinite(sample.lower)
-    else:
-        rising, falling = below, not below
+def _censored(sample: Sample, *, rising: bool, falling: bool) -> str:
+    """Return how many seeds are censored so that their true values could undo the effect by rising or falling."""
     undoing = sum((m.may_rise and rising) or (m.may_fall and falling) for m in sample.measurements)
-    if undoing:
-        return f"in {undoing} of {_seeds(len(sample.seeds))} the level was not reached in time, which could undo the effect"
-    return ""
+    if not undoing:
+        return ""
+    return f"in {undoing} of {_seeds(len(sample.seeds))} a level was not reached in time, which could undo the effect"
 
 
 def _judge_sample(sample: Sample) -> _Judged:
     values = _settled(sample)
-    mean = float(values[0] if np.ptp(values) == 0 else values.mean()) if len(values) else math.nan
-    below = mean <= sample.lower
-    inside = sample.lower < mean < sample.upper
-    holding = failing = _Evidence(obstacle=_missing(sample) or f"{_seeds(len(values))} cannot decide")
-    interval = None
+    mean = math.nan if len(values) == 0 else float(values[0] if np.ptp(values) == 0 else values.mean())
+    within, outside = ((1.0, 1.0), (1.0, 1.0))
     if len(values) >= 2:
-        interval = t_interval(values, 1 - ALPHA)
-        outside = min(t_test(values, sample.lower, "less"), t_test(values, sample.upper, "greater"))
-        flips = _sign_flips(values, sample)
-        within = equivalence_test(values, sample.lower, sample.upper)
-        holding = _Evidence(min(1.0, 2 * within), flips[0], _obstacle(sample, "within", below))
-        failing = _Evidence(min(1.0, 2 * outside), flips[1], _obstacle(sample, "outside", below))
-    return _Judged(_component(sample, values, mean, interval, holding, failing, inside), holding, failing, inside)
+        within, outside = zip(_t_tests(values, sample), _sign_flips(values, sample), strict=True)
+    common = _missing(sample) or _too_few(sample)
+    inward = _censored(sample, rising=math.isfinite(sample.upper), falling=math.isfinite(sample.lower))
+    outward = _censored(sample, rising=mean <= sample.lower, falling=mean >= sample.upper)
+    holding, failing = _Evidence(*within, common or inward), _Evidence(*outside, common or outward)
+    inside = sample.lower < mean < sample.upper
+    return _Judged(_component(sample, values, mean, holding, failing, inside), holding, failing, inside)
 
 
 def _component(
-    sample: Sample,
-    values: np.ndarray,
-    mean: float,
-    interval: Interval | None,
-    holding: _Evidence,
-    failing: _Evidence,
-    inside: bool,
+    sample: Sample, values: np.ndarray, mean: float, holding: _Evidence, failing: _Evidence, inside: bool
 ) -> Component:
-    scale = sample.scale
-    ends = [end for end in (sample.lower, sample.upper) if math.isfinite(end)]
-    threshold = min(ends, key=lambda end: (abs(mean - end) if len(values) else 0.0, -end))
-    side = holding if inside else failing
-    usable = interval is not None and not _missing(sample)
+    lower, upper = (_back(end, sample.scale) if math.isfinite(end) else None for end in (sample.lower, sample.upper))
+    ends = [end for end in (sample.upper, sample.lower) if math.isfinite(end)]
+    low, high = t_interval(values, 1 - ALPHA) if len(values) >= 2 else (math.nan, math.nan)
+    leaning = holding if inside else failing
+    counts = len(values) >= 2 and not _missing(sample)
     settled = iter(values)
     return Component(
         text=sample.text,
         status="holds" if holding.shown else "fails" if failing.shown else "inconclusive",
-        effect=_back(mean, scale) if len(values) else None,
-        interval=(_back(interval[0], scale), _back(interval[1], scale)) if interval else None,
-        threshold=_back(threshold, scale),
-        range=tuple(_back(e, scale) if math.isfinite(e) else None for e in (sample.lower, sample.upper)),  # type: ignore[arg-type]
+        effect=_back(mean, sample.scale) if len(values) else None,
+        interval=(_back(low, sample.scale), _back(high, sample.scale)) if len(values) >= 2 else None,
+        threshold=_back(min(ends, key=lambda end: abs(mean - end)), sample.scale),
+        range=(lower, upper),
         seeds=sample.seeds,
-        values=tuple(None if m.problem else _back(float(next(settled)), scale) for m in sample.measurements),
-        p_value=side.p if usable else None,
-        sign_flip_p_value=side.sign_flip if usable else None,
+        values=tuple(None if m.problem else _back(float(next(settled)), sample.scale) for m in sample.measurements),
+        p_value=leaning.p if counts else None,
+        sign_flip_p_value=leaning.sign_flip if counts else None,
         censored=sum(m.may_rise or m.may_fall for m in sample.measurements),
     )
 
 
 @dataclass(frozen=True)
 class _Decided:
-    """An expectation's components and its evidence, before the study's adjustment."""
+    """An expectation's evidence before the study's adjustment."""
 
     text: str
     judged: tuple[_Judged, ...]
-    within_p: tuple[float, ...]  # Holm's adjustment of the failing p-values over the components
+    failing_p: tuple[float, ...]  # after Holm's adjustment over the components
 
     @property
-    def inside(self) -> bool:
-        return all(j.inside for j in self.judged)
-
-    @property
-    def p_holding(self) -> float:
-        return max(_usable_p(j.holding) for j in self.judged)
-
-    @property
-    def breaking(self) -> int:
-        """The component that speaks most against the expectation; one whose evidence is allowed comes first."""
-        failing = [j.failing for j in self.judged]
-        order = [(f.sign_flip > ALPHA or bool(f.obstacle), p) for f, p in zip(failing, self.within_p, strict=True)]
-        return order.index(min(order))
+    def holding_p(self) -> float:
+        """All components must hold: the largest p-value is the claim's, without correction."""
+        return max(j.holding.counted_p for j in self.judged)
 
     @property
     def weakest(self) -> int:
-        """The component that is furthest from being shown."""
-        holding = [j.holding for j in self.judged]
-        order = [(bool(h.obstacle), h.p, h.sign_flip) for h in holding]
+        """The component that is furthest from holding."""
+        order = [(bool(j.leaning.obstacle), not j.inside, j.holding.p, j.holding.sign_flip) for j in self.judged]
         return order.index(max(order))
 
-
-def _usable_p(evidence: _Evidence) -> float:
-    return 1.0 if evidence.obstacle else evidence.p
+    @property
+    def breaking(self) -> int:
+        """The component that speaks most against the claim; one that the sign-flip test confirms comes first."""
+        order = [(not j.failing.shown, p) for j, p in zip(self.judged, self.failing_p, strict=True)]
+        return order.index(min(order))
 
 
 def _decide(expectation: Expectation, trials: Trials) -> _Decided:
     judged = tuple(_judge_sample(sample) for sample in expectation.samples(trials))
-    return _Decided(expectation.text, judged, holm([_usable_p(j.failing) for j in judged]))
+    return _Decided(expectation.text, judged, holm([j.failing.counted_p for j in judged]))
 
 
-def _outcome(decided: _Decided, p_holding: float, p_failing: float) -> Outcome:
+def _outcome(decided: _Decided, holding_p: float, failing_p: float) -> Outcome:
     """Decide one expectation, given its p-values after the study's adjustment."""
-    breaking = decided.judged[decided.breaking]
-    holds = p_holding <= ALPHA and all(j.holding.shown for j in decided.judged)
-    fails = p_failing <= ALPHA and breaking.failing.shown
-    if fails or not (holds or decided.inside):
-        deciding, adjusted, p = breaking, p_failing, decided.within_p[decided.breaking]
-    else:
-        deciding, adjusted, p = decided.judged[decided.weakest], p_holding, decided.p_holding
+    breaking, weakest = decided.judged[decided.breaking], decided.judged[decided.weakest]
+    holds = holding_p <= ALPHA and all(j.holding.shown for j in decided.judged)
+    fails = failing_p <= ALPHA and breaking.failing.shown
     status: Status = "holds" if holds else "fails" if fails else "inconclusive"
+    # What is shown against the claim comes first, then what keeps it from being decided at all.
+    against = fails or not (weakest.inside or weakest.leaning.obstacle)
+    deciding = breaking if against else weakest
+    adjusted = failing_p if against or not deciding.inside else holding_p
     component = deciding.component
-    counted = component.p_value is not None
     return Outcome(
         text=decided.text,
         status=status,
         effect=component.effect,
         interval=component.interval,
         threshold=component.threshold,
+        range=component.range,
         n=sum(value is not None for value in component.values),
-        p_value=p if counted else None,
-        adjusted_p_value=adjusted if counted else None,
+        p_value=component.p_value,
+        adjusted_p_value=None if deciding.leaning.obstacle else adjusted,
         sign_flip_p_value=component.sign_flip_p_value,
-        reason=_reason(status, deciding, len(decided.judged), p, adjusted),
+        reason=_reason(status, deciding, len(decided.judged), adjusted),
         components=tuple(j.component for j in decided.judged),
     )
 
 
-def _where(judged: _Judged) -> str:
-    """Return where the interval lies, as in "the 95 % interval [0.1, 0.2] lies above 0"."""
-    component, (low, high) = judged.component, judged.component.interval or (math.nan, math.nan)
-    lower, upper = component.range
+def _where(component: Component, inside: bool) -> str:
+    """Say where the interval lies, as in "the 95 % interval [0.1, 0.2] lies above 0"."""
+    low, high = component.interval or (math.nan, math.nan)
+    ends = [end for end in component.range if end is not None]
     interval = f"the 95 % interval [{low:.3g}, {high:.3g}]"
-    crossed = [end for end in (lower, upper) if end is not None and low <= end <= high]
+    crossed = [end for end in ends if low <= end <= high]
     if crossed:
         return f"{interval} includes {' and '.join(f'{end:g}' for end in crossed)}"
-    if lower is not None and upper is not None and judged.inside:
-        return f"{interval} lies between {lower:g} and {upper:g}"
+    if inside and len(ends) == 2:
+        return f"{interval} lies between {ends[0]:g} and {ends[1]:g}"
     return f"{interval} lies {'above' if low > component.threshold else 'below'} {component.threshold:g}"
 
 
-def _reason(status: Status, judged: _Judged, count: int, p: float, adjusted: float) -> str:
-    evidence = judged.holding if judged.inside else judged.failing
-    prefix = f"of {count} comparisons the one that decides is {judged.component.text}: " if count > 1 else ""
+def _reason(status: Status, judged: _Judged, count: int, adjusted: float) -> str:
+    evidence, where = judged.leaning, _where(judged.component, judged.inside)
     flips = f"sign-flip p = {evidence.sign_flip:.2g}"
     if status != "inconclusive":
         against = "" if status == "holds" else ", against the claim"
-        text = f"{_where(judged)}{against}, and the sign-flip test agrees ({flips})"
+        text = f"{where}{against}, and the sign-flip test agrees ({flips})"
     elif evidence.obstacle:
         text = evidence.obstacle
     elif evidence.p > ALPHA:
-        text = _where(judged)
+        text = where
     elif evidence.sign_flip > ALPHA:
-        text = f"{_where(judged)}, but the sign-flip test does not agree ({flips})"
+        text = f"{where}, but the sign-flip test does not agree ({flips})"
     else:
-        text = f"{_where(judged)}, but p = {evidence.p:.2g} is {max(p, adjusted):.2g} after Holm's adjustment"
-    sentence = f"{prefix}{text}."
-    return sentence[0].upper() + sentence[1:]
+        text = f"{where}, but p = {evidence.p:.2g} becomes {adjusted:.2g} by Holm's adjustment for several claims"
+    text = f"the weakest of {count} comparisons is {judged.component.text}: {text}" if count > 1 else text
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def judge(expectations: Sequence[Expectation], trials: Mapping[str, Mapping[int, Record]]) -> Verdict:
@@ -376,8 +384,8 @@ def judge(expectations: Sequence[Expectation], trials: Mapping[str, Mapping[int,
         trials: Arm -> seed -> record. A seed that any arm has is expected of all.
 
     Returns:
-        The verdict. Seeds that diverged, ran out of time, or gave NaN are never dropped: they make an expectation that needs
-        them inconclusive, and its reason counts them.
+        The verdict. Seeds that diverged, ran out of time, or gave NaN are never dropped: they make an expectation that
+        needs them inconclusive, and its reason counts them.
 
     Raises:
         InvalidInput: Without expectations or records.
@@ -391,13 +399,15 @@ def judge(expectations: Sequence[Expectation], trials: Mapping[str, Mapping[int,
     """
     collected = Trials(trials)
     if not expectations or not collected.seeds:
-        raise InvalidInput(f"a verdict needs expectations and records, got {len(expectations)} and {len(collected.seeds)} seeds")
+        raise InvalidInput(
+            f"a verdict needs expectations and records, got {len(expectations)} and {len(collected.seeds)} seeds"
+        )
     for expectation in expectations:
         expectation.check(collected.arms)
     decided = [_decide(expectation, collected) for expectation in expectations]
-    p_holding = holm([d.p_holding for d in decided])
-    p_failing = holm([d.within_p[d.breaking] for d in decided])
-    outcomes = tuple(_outcome(*args) for args in zip(decided, p_holding, p_failing, strict=True))
+    holding_p = holm([d.holding_p for d in decided])
+    failing_p = holm([d.failing_p[d.breaking] for d in decided])
+    outcomes = tuple(_outcome(*row) for row in zip(decided, holding_p, failing_p, strict=True))
     statuses = [outcome.status for outcome in outcomes]
     if "fails" in statuses:
         status: Status = "fails"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from assay.lab.study import Study
 
 # `plan` itself is missing here: in the namespace of `assay.lab` the name belongs to this module.
-__all__ = ["PROTOCOL", "Trial", "candidates", "canonical", "plan_final", "plan_tuning", "plain_study", "trial_key"]
+__all__ = ["PROTOCOL", "Trial", "candidates", "canonical", "plain_study", "plan_final", "plan_tuning", "trial_key"]
 
 PROTOCOL = 1
 FIRST_TUNING_SEED = 10_000

@@ -1,9 +1,9 @@
 """Quantities: what an expectation reads from the records of one seed.
 
-A *free* quantity (a metric, `reach`) is read from any arm; a *bound* one (`at`, `spread`) names its arms itself. Reading
-never fails silently: a trial that diverged, ran out of time or is missing gives a `Measurement` without a value that
-says why, and a series that never reaches its level gives a censored one. A name that a finished trial does not have
-is an error that lists the nearest names.
+A *free* quantity (a metric, `reach`) is read from any arm; a *bound* one (`at`, `spread`) names its arms itself.
+Reading never fails silently: a trial that diverged, ran out of time or is missing gives a `Measurement` without a value
+that says why, and a series that never reaches its level gives a censored one. A name that a finished trial does not
+have is an error that lists the nearest names.
 """
 
 from __future__ import annotations
@@ -19,13 +19,9 @@ from assay.errors import InvalidInput, UnknownName
 from assay.lab.record import Record
 
 __all__ = [
-    "At",
-    "Difference",
     "Measurement",
     "Metric",
     "Quantity",
-    "Reach",
-    "Spread",
     "as_quantity",
     "at",
     "difference",
@@ -96,22 +92,28 @@ class Plain:
     @classmethod
     def restore(cls, plain: Mapping[str, Any]) -> Self:
         """Build this class from `to_plain`'s data."""
-        arguments = {name: _from_plain(value) for name, value in plain.items() if name != "kind"}
+        arguments = {name: _from_plain(name, value) for name, value in plain.items() if name != "kind"}
         try:
             return cls(**arguments)
         except TypeError as error:
             raise InvalidInput(f"cannot read {dict(plain)!r} as {cls.__name__}: {error}") from None
 
 
+# Fields that hold a quantity; a plain string in one of them is a metric's name.
+_QUANTITIES = ("quantity", "x", "y", "first", "second")
+
+
 def _to_plain(value: Any) -> Any:
+    if isinstance(value, Metric):
+        return value.name
     if isinstance(value, Plain):
         return value.to_plain()
     return list(value) if isinstance(value, tuple) else value
 
 
-def _from_plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return Quantity.from_plain(value)
+def _from_plain(name: str, value: Any) -> Any:
+    if name in _QUANTITIES:
+        return as_quantity(value) if isinstance(value, str) else Quantity.from_plain(value)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -184,9 +186,11 @@ class Metric(_FreeQuantity):
 
     @property
     def text(self) -> str:
+        """The metric's name."""
         return self.name
 
     def read(self, record: Record, arm: str) -> Measurement:
+        """Read it from a finished record."""
         for table in (record.metrics, record.resources):
             if self.name in table:
                 return Measurement(float(table[self.name]))
@@ -194,7 +198,7 @@ class Metric(_FreeQuantity):
 
 
 @dataclass(frozen=True)
-class Reach(_FreeQuantity):
+class _Reach(_FreeQuantity):
     """The first step at which a series is at or beyond a level, in the series' own unit."""
 
     series: str
@@ -230,7 +234,7 @@ class Reach(_FreeQuantity):
 
 
 @dataclass(frozen=True)
-class At(Quantity):
+class _At(Quantity):
     """A free quantity, bound to one arm."""
 
     quantity: Quantity
@@ -254,7 +258,7 @@ class At(Quantity):
 
 
 @dataclass(frozen=True)
-class Spread(Quantity):
+class _Spread(Quantity):
     """The largest minus the smallest value of a free quantity over arms, per seed."""
 
     quantity: Quantity
@@ -288,7 +292,7 @@ class Spread(Quantity):
 
 
 @dataclass(frozen=True)
-class Difference(Quantity):
+class _Difference(Quantity):
     """The first quantity minus the second, per seed."""
 
     first: Quantity
@@ -311,7 +315,7 @@ class Difference(Quantity):
         return self.first.measure(records, arm).minus(self.second.measure(records, arm))
 
 
-_KINDS: dict[str, type[Quantity]] = {cls.kind: cls for cls in (Metric, Reach, At, Spread, Difference)}
+_KINDS: dict[str, type[Quantity]] = {cls.kind: cls for cls in (Metric, _Reach, _At, _Spread, _Difference)}
 
 
 def as_quantity(value: str | Quantity) -> Quantity:
@@ -323,7 +327,7 @@ def as_quantity(value: str | Quantity) -> Quantity:
     raise InvalidInput(f"a quantity is a metric's name or comes from assay.lab.quantities, not {value!r}")
 
 
-def reach(series: str, *, above: float | None = None, below: float | None = None) -> Reach:
+def reach(series: str, *, above: float | None = None, below: float | None = None) -> Quantity:
     """Return the first step at which a series is at or above, or at or below, a level.
 
     A series that never gets there is censored at its last step: the judge knows that the true value is larger. The step
@@ -332,19 +336,19 @@ def reach(series: str, *, above: float | None = None, below: float | None = None
     Raises:
         InvalidInput: Unless exactly one level is given.
     """
-    return Reach(series, above, below)
+    return _Reach(series, above, below)
 
 
-def at(quantity: str | Quantity, arm: str) -> At:
+def at(quantity: str | Quantity, arm: str) -> Quantity:
     """Return a quantity of one named arm."""
-    return At(as_quantity(quantity), arm)
+    return _At(as_quantity(quantity), arm)
 
 
-def spread(quantity: str | Quantity, arms: Iterable[str]) -> Spread:
+def spread(quantity: str | Quantity, arms: Iterable[str]) -> Quantity:
     """Return the largest minus the smallest value over arms, per seed."""
-    return Spread(as_quantity(quantity), tuple(arms))
+    return _Spread(as_quantity(quantity), tuple(arms))
 
 
-def difference(first: str | Quantity, second: str | Quantity) -> Difference:
+def difference(first: str | Quantity, second: str | Quantity) -> Quantity:
     """Return one quantity minus another, per seed."""
-    return Difference(as_quantity(first), as_quantity(second))
+    return _Difference(as_quantity(first), as_quantity(second))

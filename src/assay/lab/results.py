@@ -1,83 +1,120 @@
-"""A result: everything that a run found out, as plain data for evidence, reports and programs."""
+"""A result: everything that a run found out, as plain data for evidence, reports and programs.
+
+It is a function of the store alone, so that a page or a verdict never depends on what a process happened to hold.
+"""
 
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from assay.lab.environment import environment
+from assay.errors import StoreError
+from assay.lab.expectations import Expectation
 from assay.lab.judge import judge
-from assay.lab.plan import PROTOCOL
 
 if TYPE_CHECKING:
     from assay.lab.record import Record
-    from assay.lab.run import RunResult
-    from assay.lab.study import Study
+    from assay.lab.store import Store, StoredStudy, StoredTrial
 
-__all__ = ["outcome_row", "result", "strict_json"]
+__all__ = ["find_study", "outcome_row", "result", "strict_json"]
 
 
-def result(study: Study, run: RunResult, *, task: str, scale: str, title: str, command: str) -> dict[str, Any]:
-    """Judge a run and return its result as plain data.
+def find_study(store: Store, task: str, scale: str) -> StoredStudy:
+    """Return a study that was run into the store.
+
+    Raises:
+        StoreError: If it was not.
+    """
+    for study in store.studies():
+        if (study.id, study.scale) == (task, scale):
+            return study
+    raise StoreError(f"store {store.path} has no study {task!r} at {scale} scale; run it first")
+
+
+def result(store: Store, study: StoredStudy, *, title: str, command: str) -> dict[str, Any]:
+    """Judge a stored study, keep the verdict in the store, and return the study's result.
 
     Args:
-        study: What was put to the test.
-        run: Its trials.
-        task: The paper's id, or a name for a run without a paper.
-        scale: "smoke", "desk" or "paper".
+        store: Where its trials are.
+        study: Which study.
         title: The heading of the report's page.
         command: The command that reruns it.
 
     Returns:
-        The evidence fields (`protocol`, `paper`, `claim`, `verdict`, ...) and `trials`.
+        Plain data: the evidence fields (`protocol`, `paper`, `claim`, `verdict`, ...) and `trials`.
+
+    Raises:
+        StoreError: If a trial of the study is missing.
     """
-    verdict = judge(study.expects, run.records).to_plain() if study.expects else None
+    plan = study.plan
+    stored = _trials(store, study)
+    expectations = [Expectation.from_plain(plain) for plain in plan["expectations"]]
+    verdict = judge(expectations, _records(stored, plan["trials"])).to_plain() if expectations else None
+    if verdict is not None:
+        store.save_verdict(study.id, study.scale, verdict)
+    finals = {
+        planned["arm"]: dict(entry.trial.description)
+        for entry, planned in zip(stored, plan["trials"], strict=True)
+        if planned["stage"] == "final"
+    }
     return {
-        "kind": "study" if study.expects else "train",
-        "protocol": PROTOCOL,
-        "paper": task,
+        "kind": "study" if verdict else "train",
+        "protocol": plan["protocol"],
+        "paper": study.id,
         "title": title,
-        "scale": scale,
-        "seeds": len(next(iter(run.records.values()))),
-        "claim": study.claim,
-        "limits": study.limits,
-        "covers": study.covers,
-        "arms": {name: _arm(study, name, run) for name in study.arms},
-        "expectations": [expectation.to_plain() for expectation in study.expects],
+        "scale": study.scale,
+        "seeds": plan["seeds"],
+        "claim": plan["claim"],
+        "limits": plan["limits"],
+        "covers": plan["covers"],
+        "arms": {name: _arm(name, arm, plan["chosen"], finals) for name, arm in plan["arms"].items()},
+        "expectations": plan["expectations"],
         "verdict": verdict,
-        "resources": _totals(run),
-        "environment": environment(),
+        "resources": _totals([entry.record for entry in stored]),
+        "environment": dict(stored[-1].environment),
         "command": command,
-        "recorded": datetime.now(UTC).date().isoformat(),
-        "trials": _trials(run),
+        "recorded": stored[-1].created,
+        "trials": [_trial(entry, planned) for entry, planned in zip(stored, plan["trials"], strict=True)],
     }
 
 
-def _arm(study: Study, name: str, run: RunResult) -> dict[str, Any]:
-    tuned = dict(run.chosen.get(name, {}))
-    arm = study.arms[name]
-    chosen = arm.with_overrides(tuned).but(tune={}) if tuned else arm  # type: ignore[attr-defined]
+def _trials(store: Store, study: StoredStudy) -> list[StoredTrial]:
+    """Return the study's trials in planned order, under the arms' names that the plan has."""
+    keys = [trial["key"] for trial in study.plan["trials"]]
+    found = store.trials(keys)
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise StoreError(
+            f"store {store.path} lacks {len(missing)} trials of {study.id!r} ({study.scale}); run it again"
+        )
+    return [found[key] for key in keys]
+
+
+def _records(stored: list[StoredTrial], planned: list[dict[str, Any]]) -> dict[str, dict[int, Record]]:
+    records: dict[str, dict[int, Record]] = defaultdict(dict)
+    for entry, trial in zip(stored, planned, strict=True):
+        if trial["stage"] == "final":
+            records[trial["arm"]][trial["seed"]] = entry.record
+    return dict(records)
+
+
+def _arm(name: str, arm: dict[str, Any], chosen: dict[str, Any], finals: dict[str, Any]) -> dict[str, Any]:
+    """Return an arm as it ran: with tuned values in place of what the study declared, and the grid they came from."""
+    description = finals[name]
     rows = [
-        {"name": key, "value": value, "source": study.source(name, key)}
-        for key, value in chosen.describe().items()
-        if key != "function"
+        {**row, "value": description.get(row["name"], row["value"])}
+        for row in arm["hyperparameters"]
+        if row["name"] in description or row["name"] == "tune"
     ]
-    grid = arm.describe().get("tune")
-    if grid:
-        rows.append({"name": "tune", "value": grid, "source": study.source(name, "tune")})
-    return {"description": chosen.describe(), "tuned": tuned, "hyperparameters": rows}
+    return {"description": description, "tuned": chosen.get(name, {}), "hyperparameters": rows}
 
 
-def _trials(run: RunResult) -> list[dict[str, Any]]:
-    return [
-        {"key": trial.key, "arm": trial.arm, "seed": trial.seed, "stage": trial.stage, **record.to_plain()}
-        for trial, record in run.trials
-    ]
+def _trial(entry: StoredTrial, planned: dict[str, Any]) -> dict[str, Any]:
+    return {name: planned[name] for name in ("key", "arm", "seed", "stage")} | entry.record.to_plain()
 
 
-def _totals(run: RunResult) -> dict[str, float]:
-    records: list[Record] = [record for _, record in run.trials]
+def _totals(records: list[Record]) -> dict[str, float]:
     return {
         "trials": len(records),
         "seconds": sum(r.resources.get("seconds", 0.0) for r in records),

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from assay.errors import AssayError, InvalidInput, StoreError
 from assay.lab.backends import check_jobs, trial_backend, worker_death
@@ -34,13 +33,13 @@ from assay.lab.store import Store, StoredTrial, now
 from assay.streams import Streams
 
 if TYPE_CHECKING:
-    from assay.lab.arms import Arm, Candidate
+    from assay.lab.arms import Candidate
     from assay.lab.study import Study
 
 # `run` itself is missing here: in the namespace of `assay.lab` the name belongs to this module.
 __all__ = ["Progress", "RunResult", "TrialError", "run_trial"]
 
-Progress = Callable[[int, int, Trial | None], None]
+Progress = Callable[[int, int, Trial], None]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS = 0.1
 _one_trial_at_a_time = threading.Lock()
@@ -101,7 +100,8 @@ def run(
         store: SQLite file of finished trials; made if it does not exist.
         jobs: Trials at a time; None for as many as the cores allow.
         backend: "loky", "dask" or "ray".
-        progress: Called with (finished trials, all trials, the one that finished or None) from another thread.
+        progress: Called with (finished trials, all trials, the one that finished) from another thread, for stored trials
+            too.
 
     Raises:
         InvalidInput: If seeds, jobs, backend, an arm's description or the tuning budgets are not usable.
@@ -128,7 +128,7 @@ def run(
     return RunResult(runner.finished, chosen, runner.resumed, time.perf_counter() - start)
 
 
-def _ignore(done: int, total: int, trial: Trial | None) -> None:
+def _ignore(done: int, total: int, trial: Trial) -> None:
     pass
 
 
@@ -170,8 +170,8 @@ class _Runner:
         # Two arms with the same description share their trials.
         missing = {trial.key: trial for trial in trials if trial.key not in stored}
         self.resumed += sum(trial.key in stored for trial in trials)
-        if missing:
-            with self._reported(trials):
+        with self._reported(trials):
+            if missing:
                 self._execute(list(missing.values()))
         found = self.store.trials(trial.key for trial in trials)
         records = [(trial, found[trial.key].record) for trial in trials]
@@ -302,22 +302,29 @@ def _record(trial: Trial, streams: Streams, limit: float | None) -> Record:
 @contextlib.contextmanager
 def _threads(threads: int, uses_torch: bool) -> Iterator[None]:
     """Limit the threads of libraries that are loaded, and of those that the trial will load."""
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    with patch.dict(os.environ, dict.fromkeys(THREAD_VARIABLES, str(threads))):
-        if not uses_torch:
-            with threadpool_limits(threads):
-                yield
-            return
-        import torch
+    before = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
+        with _torch_threads(threads) if uses_torch else contextlib.nullcontext(), threadpool_limits(threads):
+            yield
+    finally:
+        for name in THREAD_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            with threadpool_limits(threads):
-                yield
-        finally:
-            torch.set_num_threads(before)
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """The tests behind a verdict: t interval and t test, exact sign-flip test, equivalence by two one-sided tests, Holm.
 
-Sources: Student (1908) for the t interval; Fisher (1935, section 21) and Pitman (1937) for the sign-flip test; Schuirmann
-(1987) for two one-sided tests; Holm (1979) for the adjustment. A sample is one number per seed, mostly a difference
-between two arms that share the seed; shape (n,), n >= 2, no NaN. A sample that does not vary is handled exactly: its
-interval is one point and its p-value 0 or 1. The sign-flip test is exact up to 32 seeds: with the sums of one half of
-the seeds sorted, counting the 2^n sign patterns costs O(n 2^(n/2)) time and O(2^(n/2)) memory instead of O(n 2^n).
+Sources: Student (1908) for the t interval; Fisher (1935, section 21) and Pitman (1937) for the sign-flip test;
+Schuirmann (1987) for two one-sided tests; Holm (1979) for the adjustment. A sample is one number per seed, mostly a
+difference between two arms that share the seed; shape (n,), n >= 2, no NaN. A sample that does not vary is handled
+exactly: its interval is one point and its p-value 0 or 1. The sign-flip test is exact up to 32 seeds: with the sums of
+one half of the seeds sorted, counting the 2^n sign patterns costs O(n 2^(n/2)) time and O(2^(n/2)) memory.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def t_test(sample: ArrayLike, mean: float = 0.0, alternative: Alternative = "two
         alternative: "two-sided", or "greater" or "less" for the side on which the true mean is claimed to lie.
 
     Raises:
-        InvalidInput: On fewer than 2 values, NaN or infinity in the sample, a mean that is NaN, or an unknown alternative.
+        InvalidInput: On fewer than 2 values, NaN or infinity in the sample, a NaN mean, or an unknown alternative.
 
     Example:
         >>> round(t_test([1.0, 2.0, 3.0]), 4)
@@ -145,7 +145,7 @@ def _share_at_least(values: NDArray[np.float64], level: float) -> float:
 def _drawn_share_at_least(
     values: NDArray[np.float64], level: float, generator: np.random.Generator, draws: int
 ) -> float:
-    """Estimate the same share from drawn patterns; counting the observed one keeps the test valid (Phipson, Smyth 2010)."""
+    """Estimate the share from drawn patterns; counting the observed one keeps it valid (Phipson, Smyth 2010)."""
     signs = generator.integers(0, 2, size=(draws, len(values)), dtype=np.int8) * 2.0 - 1.0
     return (1 + int(np.count_nonzero(signs @ values >= level))) / (1 + draws)
 
@@ -158,7 +158,7 @@ def sign_flip_test(
     generator: np.random.Generator | None = None,
     draws: int = 19_999,
 ) -> float:
-    """Return the p-value of the sign-flip test of the mean: exact if values are symmetric about `center` under the null.
+    """Return the p-value of the sign-flip test of the mean, exact where values are symmetric about `center`.
 
     All sign patterns count up to n = 32. Its smallest two-sided p-value is 2 / 2^n: 0.031 at n = 6, 0.063 at n = 5.
 

@@ -9,6 +9,7 @@ The file has to be on a local disk: SQLite's write-ahead log does not work over 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -33,12 +34,14 @@ __all__ = ["Store", "StoredStudy", "StoredTrial", "default_store"]
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 60.0
+SMALLEST_PAGE = 512
+COLUMNS = "key, task, arm, seed, scale, stage, description, status, record, arrays, environment, created"
 TABLES = """
 CREATE TABLE store (id TEXT NOT NULL);
 CREATE TABLE trials (
     key TEXT PRIMARY KEY, task TEXT NOT NULL, arm TEXT NOT NULL, seed INTEGER NOT NULL, scale TEXT NOT NULL,
-    stage TEXT NOT NULL, description TEXT NOT NULL, status TEXT NOT NULL, record TEXT NOT NULL, arrays BLOB,
-    environment TEXT NOT NULL, created TEXT NOT NULL
+    stage TEXT NOT NULL, description TEXT NOT NULL, status TEXT NOT NULL, record TEXT NOT NULL, arrays BLOB NOT NULL,
+    environment TEXT NOT NULL, created TEXT NOT NULL, digest TEXT NOT NULL
 );
 CREATE TABLE studies (
     id TEXT NOT NULL, scale TEXT NOT NULL, plan TEXT NOT NULL, verdict TEXT, updated TEXT NOT NULL,
@@ -137,20 +140,26 @@ class Store:
         elif not self.path.exists():
             raise StoreError(f"store {self.path} does not exist; a run makes it")
         log = self.path.with_name(f"{self.path.name}-wal")
-        empty = not self.path.exists() or (self.path.is_file() and self.path.stat().st_size == 0)
+        size, logged = (p.stat().st_size if p.is_file() else 0 for p in (self.path, log))
         # SQLite would take the file for a new one and throw the log away.
-        if empty and log.exists() and log.stat().st_size > 0:
+        if logged and not size:
             raise StoreError(
                 f"store {self.path} is empty or missing, but its log {log.name} holds data; nothing was changed. "
                 "Restore the file, or move the log away"
             )
+        # SQLite would read zeros; with a log, its pages are whole there.
+        if size % SMALLEST_PAGE and not logged and _is_database(self.path):
+            raise self._damaged("its last page is cut off")
+
+    def _damaged(self, detail: str) -> StoreError:
+        return StoreError(f"store {self.path} {ADVICE['SQLITE_CORRUPT']} ({detail})")
 
     def _open(self, check: bool) -> None:
         self._require_version()
         if check:
             found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
-                raise StoreError(f"store {self.path} {ADVICE['SQLITE_CORRUPT']} ({found})")
+                raise self._damaged(" ".join(found.split()))
         self._connection.execute("PRAGMA synchronous=FULL")
         if self._version() == 0:
             self._create()
@@ -210,8 +219,8 @@ class Store:
 
     def keys(self, among: Iterable[str]) -> set[str]:
         """Return those of the given keys whose trial is stored."""
-        wanted = json.dumps(list(among))
-        return {row[0] for row in self._query("SELECT key FROM trials WHERE key IN (SELECT value FROM json_each(?))", wanted)}
+        statement = "SELECT key FROM trials WHERE key IN (SELECT value FROM json_each(?))"
+        return {key for (key,) in self._query(statement, json.dumps(list(among)))}
 
     def keys_after(self, row: int) -> tuple[int, list[str]]:
         """Return the number of the last row, and the keys stored after the given row (0 for all)."""
@@ -233,32 +242,31 @@ class Store:
             plain, arrays = json.dumps(record.to_plain()), _pack(record.arrays)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"the record of {trial} cannot be stored: {error}") from error
+        row = (
+            *(trial.key, trial.task, trial.arm, trial.seed, trial.scale, trial.stage, json.dumps(trial.description)),
+            *(record.status, plain, arrays, json.dumps(stored.environment), stored.created),
+        )
+        statement = f"INSERT OR IGNORE INTO trials VALUES ({', '.join('?' * (len(row) + 1))})"
         with _explained(self.path):
-            cursor = self._connection.execute(
-                "INSERT OR IGNORE INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(trial.key, trial.task, trial.arm, trial.seed, trial.scale, trial.stage),
-                    *(json.dumps(trial.description), record.status, plain, arrays),
-                    *(json.dumps(stored.environment), stored.created),
-                ),
-            )
-        return cursor.rowcount == 1
+            return self._connection.execute(statement, (*row, _digest(row))).rowcount == 1
 
     def trials(self, keys: Iterable[str]) -> dict[str, StoredTrial]:
-        """Return the stored ones of the given trials, by key."""
-        wanted = json.dumps(list(keys))
-        columns = "key, task, arm, seed, scale, stage, description, record, arrays, environment, created"
-        rows = self._query(f"SELECT {columns} FROM trials WHERE key IN (SELECT value FROM json_each(?))", wanted)
-        return {row[0]: self._decode(row) for row in rows}
+        """Return the stored ones of the given trials, by key.
 
-    def _decode(self, row: tuple[Any, ...]) -> StoredTrial:
-        key, task, arm, seed, scale, stage, description, plain, arrays, environment, created = row
-        try:
-            record = Record.from_plain(json.loads(plain), _unpack(arrays))
-            trial = Trial(key, task, arm, seed, scale, stage, json.loads(description))
-            return StoredTrial(trial, record, json.loads(environment), created)
-        except (ValueError, KeyError, OSError) as error:
-            raise StoreError(f"store {self.path} {ADVICE['SQLITE_CORRUPT']} (trial {key}: {error})") from error
+        Raises:
+            StoreError: If a trial is not what was stored.
+        """
+        statement = f"SELECT {COLUMNS}, digest FROM trials WHERE key IN (SELECT value FROM json_each(?))"
+        return {row[0]: self._decode(row[:-1], row[-1]) for row in self._query(statement, json.dumps(list(keys)))}
+
+    def _decode(self, row: tuple[Any, ...], digest: str) -> StoredTrial:
+        # SQLite notices damage to its own structures only, not to what it holds.
+        if _digest(row) != digest:
+            raise self._damaged(f"trial {row[0]}")
+        key, task, arm, seed, scale, stage, description, _, plain, arrays, environment, created = row
+        trial = Trial(key, task, arm, seed, scale, stage, json.loads(description))
+        record = Record.from_plain(json.loads(plain), _unpack(arrays))
+        return StoredTrial(trial, record, json.loads(environment), created)
 
     def save_study(self, id: str, scale: str, plan: Mapping[str, Any]) -> None:
         """Store a study's plan in place of an older one; a verdict on another plan is dropped."""
@@ -297,10 +305,23 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _pack(arrays: Mapping[str, np.ndarray]) -> bytes | None:
-    """Return arrays as npz; None for none."""
+def _is_database(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
+
+
+def _digest(row: tuple[Any, ...]) -> str:
+    digest = hashlib.sha256()
+    for value in row:
+        data = value if isinstance(value, bytes) else str(value).encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return arrays as npz without pickles; nothing for none."""
     if not arrays:
-        return None
+        return b""
     import numpy as np
 
     plain = {name: np.asarray(array) for name, array in arrays.items()}
@@ -314,8 +335,8 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes | None:
     return buffer.getvalue()
 
 
-def _unpack(packed: bytes | None) -> dict[str, np.ndarray]:
-    if packed is None:
+def _unpack(packed: bytes) -> dict[str, np.ndarray]:
+    if not packed:
         return {}
     import numpy as np
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ class CNN(BlockSequential):
                 f"{input_shape[2]}; use fewer blocks"
             )
         children: OrderedDict[str, nn.Module] = OrderedDict()
-        for i, (fan_in, fan_out) in enumerate(zip([input_shape[0], *channels], channels, strict=False), start=1):
+        for i, (fan_in, fan_out) in enumerate(pairwise([input_shape[0], *channels]), start=1):
             convolve = convolution(fan_in, fan_out, generator=generator)
             children[f"block{i}"] = nn.Sequential(convolve, nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(fan_out))
         children["flatten"] = nn.Flatten()

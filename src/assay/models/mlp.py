@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -53,9 +54,11 @@ class MLP(BlockSequential):
     ) -> None:
         sizes = [math.prod(input_shape), *_widths(width, depth)]
         if min(*sizes, outputs) < 1:
-            raise InvalidInput(f"MLP needs sizes of at least 1; got input {sizes[0]}, widths {sizes[1:]}, outputs {outputs}")
+            raise InvalidInput(
+                f"MLP needs sizes of at least 1; got input {sizes[0]}, widths {sizes[1:]}, outputs {outputs}"
+            )
         children: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-        for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        for i, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
             layers: list[nn.Module] = [linear(fan_in, fan_out, bias=bias, generator=generator)]
             if batch_norm:
                 layers.append(nn.BatchNorm1d(fan_out))

@@ -102,9 +102,7 @@ def _group_children(model: nn.Module) -> Blocks:
     return Blocks(tuple(names), tuple(grouped) if names else (), head)
 
 
-def block_widths(
-    found: Blocks, model: nn.Module, input_shape: Sequence[int] | None = None
-) -> tuple[int, list[int]]:
+def block_widths(found: Blocks, model: nn.Module, input_shape: Sequence[int] | None = None) -> tuple[int, list[int]]:
     """Return the number of entries of one input and of each block's output.
 
     Args:

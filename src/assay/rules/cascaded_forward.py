@@ -1,4 +1,4 @@
-"""Cascaded Forward: blocks that are random, or trained by direct feedback alignment, each read out by its own predictor.
+"""Cascaded Forward: blocks that are random, or trained by feedback alignment, each with its own linear predictor.
 
 Zhao et al., arXiv:2303.09728, as measured by Spyra, arXiv:2509.19063. For blocks l = 1..L with h_0 = x:
 
@@ -44,6 +44,8 @@ class CascadedForward(Rule):
         num_classes: Number of classes C, at least 2.
         blocks: Names of the blocks where the model is no `nn.Sequential`.
         features: "random" keeps the blocks' weights, "dfa" trains them in a first phase.
+        readout: "sum" trains a predictor on every block, one phase each, and sums their scores; "last" has one on the
+            last block only: with random features, the control "frozen random blocks and a trained head".
         loss: `loss(scores, targets) -> scalar` of the predictors and of the throw-away head.
         input_shape: Shape of one input, where neither the model nor its first layer tells.
         generator: Draws the predictors' weights and the feedback matrices.
@@ -65,6 +67,7 @@ class CascadedForward(Rule):
         num_classes: int,
         blocks: Sequence[str] | None = None,
         features: str = "random",
+        readout: str = "sum",
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         input_shape: Sequence[int] | None = None,
         generator: torch.Generator | None = None,
@@ -74,34 +77,37 @@ class CascadedForward(Rule):
             raise InvalidInput(f"num_classes must be at least 2, not {num_classes}")
         if features not in ("random", "dfa"):
             raise InvalidInput(f"features must be 'random' or 'dfa', not {features!r}")
+        if readout not in ("sum", "last"):
+            raise InvalidInput(f"readout must be 'sum' or 'last', not {readout!r}")
         self.blocks, self.loss = find_blocks(model, blocks), loss
         self.local = features == "random"
-        self.phase_names = self.blocks.names
         widths = block_widths(self.blocks, model, input_shape)[1]
+        self.first = 0 if readout == "sum" else len(widths) - 1
+        self.phase_names = self.blocks.names[self.first :]
         like = next(model.parameters())
-        predictors = (linear(d, num_classes, generator=self.generator) for d in widths)
+        predictors = (linear(d, num_classes, generator=self.generator) for d in widths[self.first :])
         self.predictors = nn.ModuleList(predictors).to(like.device, like.dtype)
         if features == "dfa":
             self.phase_names = (FEATURES, *self.phase_names)
             self.top = linear(widths[-1], num_classes, generator=self.generator).to(like.device, like.dtype)
-            for l, d in enumerate(widths[:-1]):
+            for i, d in enumerate(widths[:-1]):
                 feedback = F.normalize(torch.randn(num_classes, d, generator=self.generator), dim=1)
-                self.register_buffer(f"feedback{l}", feedback.to(like.device, like.dtype))
+                self.register_buffer(f"feedback{i}", feedback.to(like.device, like.dtype))
         self.train()
 
     def _predictor(self) -> int:
         """Index of the predictor that the current phase trains."""
-        return self.blocks.names.index(self.phase)
+        return self.blocks.names.index(self.phase) - self.first
 
     def backward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Add the current phase's gradient to `.grad`; see `Rule.backward`."""
         if self.phase == FEATURES:
             return self._feedback_alignment(x.detach(), y)
-        l = self._predictor()
+        i = self._predictor()
         with torch.no_grad():
-            for block in self.blocks.modules[: l + 1]:
+            for block in self.blocks.modules[: self.first + i + 1]:
                 x = block(x)
-        loss = self.loss(self.predictors[l](x.flatten(1)), y)
+        loss = self.loss(self.predictors[i](x.flatten(1)), y)
         loss.backward()
         return {"loss": loss.detach(), f"loss/{self.phase}": loss.detach()}
 
@@ -113,7 +119,7 @@ class CascadedForward(Rule):
         scores = self.top(outputs[-1].flatten(1))
         loss = self.loss(scores, y)
         (e,) = torch.autograd.grad(loss, scores)
-        cotangents = [(e @ self.get_buffer(f"feedback{l}")).view_as(h) for l, h in enumerate(outputs[:-1])]
+        cotangents = [(e @ self.get_buffer(f"feedback{i}")).view_as(h) for i, h in enumerate(outputs[:-1])]
         pairs = [(h, c) for h, c in zip(outputs, cotangents, strict=False) if h.requires_grad]
         torch.autograd.backward([h for h, _ in pairs] + [scores], [c for _, c in pairs] + [e])
         return {"loss": loss.detach()}
@@ -133,10 +139,10 @@ class CascadedForward(Rule):
         return self.blocks.outputs(x)
 
     def _scores(self, x: Tensor) -> Tensor:
-        outputs = self._features(x).values()
+        outputs = list(self._features(x).values())[self.first :]
         return torch.stack([p(h.flatten(1)) for p, h in zip(self.predictors, outputs, strict=True)]).sum(0)
 
     def head(self) -> nn.Linear | None:
-        """Return the predictor of a single block; None where prediction sums over several."""
+        """Return the only predictor; None where prediction sums over several."""
         only = self.predictors[0]
         return only if len(self.predictors) == 1 and isinstance(only, nn.Linear) else None

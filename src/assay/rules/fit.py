@@ -14,13 +14,14 @@ from assay.rules.rule import Rule
 __all__ = ["fit"]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
 def fit(
     rule: Rule,
     batches: Batches | Callable[[], Batches],
     epochs: int,
-    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.Adam, lr=1e-3),
+    optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
     clip: float | None = None,
     val: Batches | Callable[[], Batches] | None = None,
 ) -> list[dict[str, float | str]]:
@@ -71,8 +72,10 @@ def _one_epoch(rule: Rule, batches: Batches, optimizer: torch.optim.Optimizer, c
     rule.train()
     losses = [rule.step(x, y, optimizer, clip)["loss"] for x, y in batches]
     if not losses:
-        raise InvalidInput("a pass over the data gave no mini-batches; an iterator is used up after one pass, so give "
-                           "a loader, a list or a function that returns a fresh iterator")  # fmt: skip
+        raise InvalidInput(
+            "a pass over the data gave no mini-batches; an iterator is used up after one pass, so give a loader, a list "
+            "or a function that returns a fresh iterator"
+        )
     return float(torch.stack(losses).mean())
 
 

@@ -67,7 +67,7 @@ class _StraightThroughReLU(torch.autograd.Function):
         return z.clamp(min=0)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -82,7 +82,8 @@ class ForwardForward(Rule):
         straight_through: Whether ReLU passes gradients where it is inactive.
         peer: Weight of peer normalisation, 0 or more.
         skip_first: Whether the first layer's goodness is left out of prediction (never with a single layer).
-        generator: Draws the false labels; a CPU generator.
+        initialise: Whether the blocks' weights are drawn anew by `forward_forward_init`, as in the paper's code.
+        generator: Draws the false labels and, with `initialise`, the weights.
 
     Raises:
         InvalidInput: If a block is anything but Linear - ReLU, the label does not fit into the input, or a number is
@@ -107,6 +108,7 @@ class ForwardForward(Rule):
         straight_through: bool = True,
         peer: float = 0.03,
         skip_first: bool = True,
+        initialise: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(model, generator)
@@ -116,16 +118,18 @@ class ForwardForward(Rule):
         entries = self.layers[0].in_features
         if not 2 <= num_classes < entries:
             raise InvalidInput(
-                f"Forward-Forward writes the label into the first num_classes entries of the input: num_classes must be "
-                f"at least 2 and below the input's {entries} entries, not {num_classes}"
+                f"Forward-Forward writes the label into the first num_classes entries of the input: num_classes must "
+                f"be at least 2 and below the input's {entries} entries, not {num_classes}"
             )
         if peer < 0 or not (threshold == "width" or isinstance(threshold, (int, float))):
             raise InvalidInput(f"need peer >= 0 and threshold a number or 'width'; got {peer=}, {threshold=}")
+        if initialise:
+            forward_forward_init(model, self.generator)
         self.num_classes, self.peer, self.skip_first = num_classes, peer, skip_first and len(self.layers) > 1
         self.thresholds = [float(layer.out_features if threshold == "width" else threshold) for layer in self.layers]
         self.activation = _StraightThroughReLU.apply if straight_through else F.relu
-        for l, layer in enumerate(self.layers):
-            self.register_buffer(f"peer_mean{l}", torch.full_like(layer.weight[:, 0].detach(), 0.5))
+        for i, layer in enumerate(self.layers):
+            self.register_buffer(f"peer_mean{i}", torch.full_like(layer.weight[:, 0].detach(), 0.5))
 
     def false_labels(self, y: Tensor) -> Tensor:
         """Draw for each label another one, uniformly."""
@@ -140,22 +144,22 @@ class ForwardForward(Rule):
         z = rms_normalise(embed_label(flat.repeat(2, 1), labels))
         logs: dict[str, Tensor] = {}
         losses = []
-        for l, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):
             a = self.activation(layer(z))
-            positive, negative = (a.square().sum(-1) - self.thresholds[l]).chunk(2)
+            positive, negative = (a.square().sum(-1) - self.thresholds[i]).chunk(2)
             loss = (F.softplus(-positive).mean() + F.softplus(negative).mean()) / 2
             if self.peer:
-                loss = loss + self.peer * self._peer_loss(l, a[: len(y)])
+                loss = loss + self.peer * self._peer_loss(i, a[: len(y)])
             if loss.requires_grad:
                 loss.backward()
-            logs[f"loss/{self.names[l]}"] = loss.detach()
+            logs[f"loss/{self.names[i]}"] = loss.detach()
             losses.append(loss.detach())
             z = rms_normalise(a.detach())
         logs["loss"] = torch.stack(losses).sum()
         return logs
 
-    def _peer_loss(self, l: int, positive: Tensor) -> Tensor:
-        running = self.get_buffer(f"peer_mean{l}")
+    def _peer_loss(self, i: int, positive: Tensor) -> Tensor:
+        running = self.get_buffer(f"peer_mean{i}")
         updated = MOMENTUM * running + (1 - MOMENTUM) * positive.mean(0)
         running.copy_(updated.detach())
         return (updated - updated.mean()).square().mean()
@@ -168,9 +172,9 @@ class ForwardForward(Rule):
         """Return the goodness of every candidate label, summed over layers."""
         total: Tensor | float = 0.0
         h = self._first_layer(x.flatten(1))
-        for l, following in enumerate([*self.layers[1:], None]):
+        for i, following in enumerate([*self.layers[1:], None]):
             a = F.relu(h)
-            if l > 0 or not self.skip_first:
+            if i > 0 or not self.skip_first:
                 total = total + a.square().sum(-1)
             if following is not None:
                 h = following(rms_normalise(a))
@@ -220,4 +224,6 @@ def _linear_of(name: str, block: nn.Module) -> nn.Linear:
     if len(leaves) == 2 and isinstance(leaves[0], nn.Linear) and isinstance(leaves[1], nn.ReLU):
         return leaves[0]
     found = " - ".join(type(m).__name__ for m in leaves)
-    raise InvalidInput(f"Forward-Forward needs blocks of Linear - ReLU, but {name!r} is {found}; use an MLP without norms")
+    raise InvalidInput(
+        f"Forward-Forward needs blocks of Linear - ReLU, but {name!r} is {found}; use an MLP without normalisation"
+    )

@@ -98,11 +98,11 @@ class MonoForward(Rule):
         with torch.no_grad():
             for layer in self.layers[: trained.start]:
                 a = layer(a)
-        for l in trained:
-            a = self.layers[l](a)
-            loss = self.loss(self.projections[l](a.flatten(1)), y)
+        for i in trained:
+            a = self.layers[i](a)
+            loss = self.loss(self.projections[i](a.flatten(1)), y)
             loss.backward()
-            logs[f"loss/{self.names[l]}"] = loss.detach()
+            logs[f"loss/{self.names[i]}"] = loss.detach()
             losses.append(loss.detach())
             a = a.detach()
         logs["loss"] = torch.stack(losses).sum()
@@ -110,7 +110,7 @@ class MonoForward(Rule):
 
     def groups(self) -> list[list[nn.Parameter]]:
         """Return one group per trained block: its parameters and its readout."""
-        return [trainable(self.layers[l], self.projections[l]) for l in self._trained()]
+        return [trainable(self.layers[i], self.projections[i]) for i in self._trained()]
 
     def frozen(self) -> list[nn.Module]:
         """Return the blocks before the one that a sequential schedule trains."""

@@ -14,7 +14,7 @@ from assay.errors import InvalidInput
 
 __all__ = ["class_means"]
 
-_CHUNK = 2**15  # elements of features worked on at a time: small enough to stay in a core's cache
+IN_CACHE = 2**15  # elements of features worked on at a time, so that they stay in a core's cache
 
 
 def check_labels(features: Tensor, targets: Tensor, num_classes: int) -> None:
@@ -35,9 +35,9 @@ def check_labels(features: Tensor, targets: Tensor, num_classes: int) -> None:
         )
 
 
-def chunks(features: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def chunks(features: Tensor, targets: Tensor, elements: int = IN_CACHE) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (features, targets) a few rows at a time, half precision raised to float32."""
-    rows = max(1, _CHUNK // max(1, features.shape[1]))
+    rows = max(1, elements // max(1, features.shape[1]))
     for h, y in zip(features.detach().split(rows), targets.split(rows), strict=True):
         yield h if h.dtype in (torch.float32, torch.float64) else h.float(), y
 

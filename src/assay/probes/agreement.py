@@ -1,8 +1,8 @@
 """Do two networks arrange their classes alike? Linear CKA between their class means.
 
-Kornblith et al. (2019), "Similarity of neural network representations revisited", eq. (linear CKA), applied to class
-means because the claim of Zhou et al. (2022, arXiv:2210.02192) that all losses give the same features is one about
-means: within-class spread vanishes. Any two simplex ETFs agree exactly, whatever their dimension, rotation and scale.
+Kornblith et al. (2019), "Similarity of Neural Network Representations Revisited" (linear CKA), applied to class means
+because the claim of Zhou et al. (2022, arXiv:2210.02192) that all losses give the same features is one about means:
+the spread within classes vanishes. Any two simplex ETFs agree exactly, whatever their dimension, rotation and scale.
 
 Shapes: first (K, d1), second (K, d2). Cost: two K x K Gram matrices.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from assay.errors import InvalidInput
-from assay.probes._collapse import centred
+from assay.probes._simplex import centred
 
 __all__ = ["feature_agreement"]
 

@@ -1,0 +1,201 @@
+"""`linear_cross_entropy`, the function and the module that users call: checks, autocast and reduction around the operators."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from assay.errors import InvalidInput
+from assay.kernels.fused_linear_cross_entropy.op import linear_cross_entropy_rows, linear_cross_entropy_sum
+
+__all__ = ["LinearCrossEntropy", "linear_cross_entropy"]
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    chunk_size: int | None = None,
+    accumulate_dtype: torch.dtype | None = None,
+) -> Tensor:
+    r"""Cross-entropy of a linear classifier head, without ever holding all its logits.
+
+    Equals `F.cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`, and takes the arguments of
+    `torch.nn.functional.linear_cross_entropy` under the same names. With logits $u = \tau\tanh(z/\tau)$ (or $z$ itself), $\ell$ their
+    log-sum-exp, label $y$, class weights $w$, smoothing $\varepsilon$ and z-loss $\zeta$, a row's loss is
+    $w_y\,[(1-\varepsilon)(\ell-u_y) + \zeta\ell^2] + \frac{\varepsilon}{V}\sum_c w_c(\ell-u_c)$, and "mean" divides by $\sum w_y$.
+
+    Softmax and loss are computed in float32 for half-precision inputs, and the loss stays float32. Gradients have the
+    dtypes of their tensors. They are formed during forward (for "none": again during backward). There is no second
+    derivative (`create_graph=True` raises); `linear_cross_entropy_reference` has one.
+
+    Args:
+        input: (..., H) floating point; leading dimensions count as rows.
+        linear_weight: (V, H), of the input's dtype (outside autocast).
+        target: (...), int64 labels in [0, V) or `ignore_index`.
+        linear_bias: (V,), of the input's dtype.
+        weight: (V,) class weights, at least 0; gets no gradient.
+        reduction: "mean" (nan if every label is ignored, as in PyTorch), "sum" or "none".
+        ignore_index: Rows with this label count for nothing, and cost nothing.
+        label_smoothing: In [0, 1].
+        z_loss: Factor of the squared log-sum-exp, at least 0.
+        softcap: Bound of the logits, above 0; `None` for none.
+        chunk_size: Rows whose logits exist at once, at least 1; chosen from the shapes by default.
+        accumulate_dtype: In which the weight's gradient is summed over chunks. By default the weight's dtype for up to 8
+            chunks (1.3 to 2 times the rounding error of one product in bfloat16) and float32 for more, which takes another 4 V H bytes.
+
+    Returns:
+        A scalar, or a loss per row in the target's shape for "none"; float32, or float64 for float64 inputs.
+
+    Raises:
+        InvalidInput: If shapes, dtypes, devices, options or labels do not fit.
+
+    Example:
+        >>> hidden, head = torch.randn(2, 5, 8), torch.nn.Linear(8, 100)
+        >>> labels = torch.randint(100, (2, 5))
+        >>> linear_cross_entropy(hidden, head.weight, labels, linear_bias=head.bias).shape
+        torch.Size([])
+    """
+    device = input.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        input, linear_weight = input.to(dtype), linear_weight.to(dtype)
+        linear_bias = None if linear_bias is None else linear_bias.to(dtype)
+    _check_tensors(input, linear_weight, target, linear_bias, weight)
+    _check_options(reduction, label_smoothing, z_loss, softcap, chunk_size)
+
+    labels = target.reshape(-1)
+    rows = input.reshape(-1, input.shape[-1]) if labels.numel() else input.reshape(0, input.shape[-1])
+    tensors = (rows, linear_weight, linear_bias, labels, weight)
+    options = (ignore_index, float(label_smoothing), float(z_loss), softcap, chunk_size, accumulate_dtype)
+    if reduction == "none":
+        return linear_cross_entropy_rows(*tensors, *options).view(target.shape)
+    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (rows, linear_weight, linear_bias)]
+    total = linear_cross_entropy_sum(*tensors, *options, *needs)[0]
+    return total if reduction == "sum" else _mean(total, labels, weight, ignore_index)
+
+
+def _mean(total: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """Divide by the weight of the labels; without any the mean is nan and its gradients are 0, as PyTorch has it."""
+    kept = labels != ignore_index
+    if weight is None:
+        count = kept.sum().to(total.dtype)
+    else:
+        count = (weight.detach().to(total.dtype)[torch.where(kept, labels, 0)] * kept).sum()
+    return torch.where(count > 0, total / torch.where(count > 0, count, 1), math.nan)
+
+
+def _check_tensors(
+    input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None
+) -> None:
+    name = "linear_cross_entropy"
+    if not input.is_floating_point() or input.dim() < 1:
+        raise InvalidInput(f"{name}: input must be floating point of shape (..., H), not {_describe(input)}")
+    if linear_weight.dim() != 2 or linear_weight.shape[1] != input.shape[-1] or linear_weight.shape[0] < 1:
+        expected = f"(V, {input.shape[-1]}) with V > 0 for input {tuple(input.shape)}"
+        raise InvalidInput(f"{name}: linear_weight must be {expected}, not {tuple(linear_weight.shape)}")
+    if target.dtype != torch.int64 or target.shape != input.shape[:-1]:
+        expected = f"int64 labels of shape {tuple(input.shape[:-1])}"
+        raise InvalidInput(f"{name}: target must be {expected}, not {_describe(target)}; class probabilities are not supported")
+    for what, vector in (("linear_bias", linear_bias), ("weight", weight)):
+        if vector is not None and vector.shape != linear_weight.shape[:1]:
+            raise InvalidInput(f"{name}: {what} must have shape ({linear_weight.shape[0]},), not {tuple(vector.shape)}")
+    for what, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise InvalidInput(f"{name}: {what} is {tensor.dtype} but input is {input.dtype}; cast one, or use autocast")
+    for what, tensor in (("linear_weight", linear_weight), ("target", target), ("linear_bias", linear_bias), ("weight", weight)):
+        if tensor is not None and tensor.device != input.device:
+            raise InvalidInput(f"{name}: {what} is on {tensor.device} but input is on {input.device}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def _check_options(
+    reduction: str, label_smoothing: float, z_loss: float, softcap: float | None, chunk_size: int | None
+) -> None:
+    name = "linear_cross_entropy"
+    if reduction not in _REDUCTIONS:
+        raise InvalidInput(f"{name}: reduction must be one of {', '.join(_REDUCTIONS)}, not {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise InvalidInput(f"{name}: label_smoothing must be in [0, 1], not {label_smoothing}")
+    if not 0.0 <= z_loss < math.inf:
+        raise InvalidInput(f"{name}: z_loss must be finite and at least 0, not {z_loss}")
+    if softcap is not None and not 0.0 < softcap < math.inf:
+        raise InvalidInput(f"{name}: softcap must be finite and above 0, or None, not {softcap}")
+    if chunk_size is not None and chunk_size < 1:
+        raise InvalidInput(f"{name}: chunk_size must be at least 1, or None, not {chunk_size}")
+
+
+class LinearCrossEntropy(nn.Module):
+    """`linear_cross_entropy` with its options bound; called with the head's tensors, so that any head (also a tied one) fits.
+
+    Args:
+        options: Keyword arguments of `linear_cross_entropy` other than tensors, and `weight`, the class weights (V,).
+
+    Example:
+        >>> criterion = LinearCrossEntropy(label_smoothing=0.1, z_loss=1e-4)
+        >>> head = torch.nn.Linear(8, 100)
+        >>> criterion(torch.randn(5, 8), head.weight, torch.randint(100, (5,)), head.bias).shape
+        torch.Size([])
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        chunk_size: int | None = None,
+        accumulate_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(reduction, label_smoothing, z_loss, softcap, chunk_size)
+        self.register_buffer("weight", weight)
+        self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
+        self.z_loss, self.softcap = z_loss, softcap
+        self.chunk_size, self.accumulate_dtype = chunk_size, accumulate_dtype
+
+    def forward(
+        self, input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss; shapes as in `linear_cross_entropy`."""
+        return linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            softcap=self.softcap,
+            chunk_size=self.chunk_size,
+            accumulate_dtype=self.accumulate_dtype,
+        )
+
+    def extra_repr(self) -> str:
+        """Return the options."""
+        return (
+            f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, "
+            f"z_loss={self.z_loss}, softcap={self.softcap}, chunk_size={self.chunk_size}"
+        )

@@ -1,0 +1,192 @@
+"""The chunked linear cross-entropy as PyTorch operators: with shapes for the compiler and formulas for autograd.
+
+`assay::linear_cross_entropy_sum` forms the gradients in its forward pass and hands them over in its backward pass, times the
+upstream gradient. `assay::linear_cross_entropy_rows` returns a loss per row; since the weight's gradient sums over rows, it can only
+be formed once the upstream gradients of all rows are known, so backward goes through the chunks again.
+
+Shapes: R rows (tokens), H input features, V classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.kernels.fused_linear_cross_entropy.chunked import Gradients, LossTerms, linear_cross_entropy_chunked
+
+__all__ = ["linear_cross_entropy_rows", "linear_cross_entropy_rows_backward", "linear_cross_entropy_sum"]
+
+_DIFFERENTIATED = 3  # input, linear_weight and linear_bias lead the arguments
+
+
+def _tensors(found: Gradients, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An operator returns tensors only: an empty one stands for a gradient that nobody needs."""
+    gi, gw, gb = (like.new_empty(0) if gradient is None else gradient for gradient in found)
+    return gi, gw, gb
+
+
+def _fake_gradients(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    gi = input.new_empty(input.shape if needs[0] else 0)
+    gw = linear_weight.new_empty(linear_weight.shape if needs[1] else 0)
+    gb = input.new_empty(linear_weight.shape[0] if needs[2] else 0)
+    return gi, gw, gb
+
+
+def _loss_dtype(input: Tensor) -> torch.dtype:
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def _refuse_second_order() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "linear_cross_entropy has no second derivative (backward was called with create_graph=True); "
+            "use assay.kernels.linear_cross_entropy_reference, which keeps the logits"
+        )
+
+
+@torch.library.custom_op("assay::linear_cross_entropy_sum", mutates_args=())
+def linear_cross_entropy_sum(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    chunk_size: int | None,
+    accumulate_dtype: torch.dtype | None,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sum of the losses and its gradients with respect to input, weight and bias (empty where not needed)."""
+    losses, found = linear_cross_entropy_chunked(
+        input,
+        linear_weight,
+        target,
+        linear_bias,
+        weight,
+        LossTerms(ignore_index, label_smoothing, z_loss, softcap),
+        chunk_size=chunk_size,
+        accumulate_dtype=accumulate_dtype,
+        gradients=(needs_input, needs_weight, needs_bias),
+    )
+    return (losses.sum(), *_tensors(found, input))
+
+
+@linear_cross_entropy_sum.register_fake
+def _(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    loss = input.new_empty((), dtype=_loss_dtype(input))
+    return (loss, *_fake_gradients(input, linear_weight, linear_bias, rest[-3:]))
+
+
+def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.needs = inputs[-3:]
+    ctx.arguments = len(inputs)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _scale_gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    """Scale the gradients in place if the graph is about to be freed, so that autograd can take them without a copy."""
+    _refuse_second_order()
+    found: list[Tensor | None] = [None] * ctx.arguments
+    if grad_loss is None:
+        return tuple(found)
+    keep = torch._C._autograd._get_current_graph_task_keep_graph()
+    for place, (needed, gradient) in enumerate(zip(ctx.needs, ctx.saved_tensors, strict=True)):
+        if needed:
+            found[place] = gradient * grad_loss if keep else gradient.mul_(grad_loss)
+    return tuple(found)
+
+
+linear_cross_entropy_sum.register_autograd(_scale_gradients, setup_context=_save_gradients)
+
+
+@torch.library.custom_op("assay::linear_cross_entropy_rows", mutates_args=())
+def linear_cross_entropy_rows(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    chunk_size: int | None,
+    accumulate_dtype: torch.dtype | None,
+) -> Tensor:
+    """Return the losses (R,) of all rows."""
+    terms = LossTerms(ignore_index, label_smoothing, z_loss, softcap)
+    losses, _ = linear_cross_entropy_chunked(
+        input, linear_weight, target, linear_bias, weight, terms, chunk_size=chunk_size
+    )
+    return losses
+
+
+@linear_cross_entropy_rows.register_fake
+def _(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, *rest: Any) -> Tensor:
+    return input.new_empty(target.shape, dtype=_loss_dtype(input))
+
+
+@torch.library.custom_op("assay::linear_cross_entropy_rows_backward", mutates_args=())
+def linear_cross_entropy_rows_backward(
+    grad_losses: Tensor,
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    chunk_size: int | None,
+    accumulate_dtype: torch.dtype | None,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the losses weighted by `grad_losses` (R,)."""
+    _, found = linear_cross_entropy_chunked(
+        input,
+        linear_weight,
+        target,
+        linear_bias,
+        weight,
+        LossTerms(ignore_index, label_smoothing, z_loss, softcap),
+        scale=grad_losses,
+        chunk_size=chunk_size,
+        accumulate_dtype=accumulate_dtype,
+        gradients=(needs_input, needs_weight, needs_bias),
+    )
+    return _tensors(found, input)
+
+
+@linear_cross_entropy_rows_backward.register_fake
+def _(grad_losses: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, *rest: Any) -> Any:
+    return _fake_gradients(input, linear_weight, linear_bias, rest[-3:])
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, linear_weight, linear_bias, target, weight, *ctx.options = inputs
+    ctx.save_for_backward(input, linear_weight, linear_bias, target, weight)
+
+
+def _recompute_gradients(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+    _refuse_second_order()
+    needs = ctx.needs_input_grad[:_DIFFERENTIATED]
+    found = linear_cross_entropy_rows_backward(grad_losses, *ctx.saved_tensors, *ctx.options, *needs)
+    leading = tuple(g if needed else None for needed, g in zip(needs, found, strict=True))
+    return leading + (None,) * (2 + len(ctx.options))
+
+
+linear_cross_entropy_rows.register_autograd(_recompute_gradients, setup_context=_save_inputs)
