@@ -13,7 +13,7 @@ LIMITS = {
     "use_a_kernel": lambda loss: loss < 2.5,
     "use_a_loss": lambda accuracy: accuracy > 0.9,
     "use_a_rule": lambda accuracy: accuracy > 0.9,
-    "use_a_transform": lambda accuracy: accuracy > 0.5,
+    "use_a_transform": lambda accuracy: accuracy > 0.7,
 }
 
 

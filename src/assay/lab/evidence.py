@@ -92,9 +92,7 @@ def _read(path: Path, kind: type) -> Any:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(
-            f"{path} cannot be read ({error}); restore it or record the evidence again"
-        ) from error
+        raise StoreError(f"{path} cannot be read ({error}); restore it or record the evidence again") from error
     if not isinstance(data, kind):
         raise StoreError(f"{path} holds a {type(data).__name__}, expected a {kind.__name__}; record it again")
     return data

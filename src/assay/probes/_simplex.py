@@ -8,11 +8,12 @@ matrices in float64; nothing is ever d x d.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KEYS", "centred", "head_geometry", "means_geometry", "spread_measures", "why_undefined"]
+__all__ = ["KEYS", "centred", "collapse_measures"]
 
 SIMPLEX_KEYS = ("nc2_equiangular", "nc2_maxangle", "nc2_etf")
 HEAD_SIMPLEX_KEYS = ("nc2_equiangular_head", "nc2_maxangle_head", "nc2_etf_head", "nc3")
@@ -29,7 +30,7 @@ def centred(rows: Tensor) -> Tensor:
     return rows.sub_(rows.mean(dim=0))
 
 
-def why_undefined(centres: Tensor, counts: Tensor) -> dict[str, str]:
+def _why_undefined(centres: Tensor, counts: Tensor) -> dict[str, str]:
     """Return why measures are undefined whatever the head and the spread are.
 
     Args:
@@ -68,14 +69,14 @@ def _simplex(gram: Tensor, suffix: str) -> dict[str, float]:
     }
 
 
-def means_geometry(gram: Tensor) -> tuple[dict[str, float], dict[str, str]]:
+def _means_geometry(gram: Tensor) -> tuple[dict[str, float], dict[str, str]]:
     """Return NC2 of class means with Gram matrix M M^T (K, K), and why it is undefined if it is."""
     if not gram.trace() > 0:
         return {}, dict.fromkeys(("nc2_equinorm", *SIMPLEX_KEYS), "all class means are equal")
     return _simplex(gram, ""), {}
 
 
-def head_geometry(mean: Tensor, M: Tensor, head: nn.Linear | None) -> tuple[dict[str, float], dict[str, str]]:
+def _head_geometry(mean: Tensor, M: Tensor, head: nn.Linear | None) -> tuple[dict[str, float], dict[str, str]]:
     """Return NC2 of the classifier, NC3 and the bias measure, and why they are undefined if they are.
 
     Args:
@@ -96,7 +97,7 @@ def head_geometry(mean: Tensor, M: Tensor, head: nn.Linear | None) -> tuple[dict
     return values | _simplex(W @ W.T, "_head") | {"nc3": _etf_error(W @ M.T)}, {}
 
 
-def spread_measures(projected: Tensor, trace: float, gram: Tensor) -> tuple[dict[str, float], dict[str, str]]:
+def _spread_measures(projected: Tensor, trace: float, gram: Tensor) -> tuple[dict[str, float], dict[str, str]]:
     """Return NC1 and the ratio of traces, and why NC1 is undefined if it is.
 
     With M M^T = U diag(g) U^T of rank K-1, pinv(Sigma_B) / K = M^T U diag(g^-2) U^T M, so that
@@ -114,3 +115,27 @@ def spread_measures(projected: Tensor, trace: float, gram: Tensor) -> tuple[dict
         return values, {"nc1": f"the class means span fewer than {len(gram) - 1} directions"}
     nc1 = ((U * (projected @ U)).sum(dim=0) / g**2).sum().item()
     return values | {"nc1": max(0.0, nc1)}, {}
+
+
+def collapse_measures(
+    centres: Tensor, counts: Tensor, head: nn.Linear | None, spread: Callable[[Tensor, Tensor], tuple[Tensor, float]]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return all measures but NC4, and for each that is undefined (NaN) why.
+
+    Args:
+        centres: Class means (K, d), overwritten with M.
+        counts: Samples per class (K,).
+        head: The classifier, if there is one.
+        spread: Maps mu_G (d,) and M (K, d) to N M Sigma_W M^T (K, K) and N tr Sigma_W.
+    """
+    values, skipped = dict.fromkeys(KEYS[:-1], math.nan), _why_undefined(centres, counts)
+    if len(skipped) == len(KEYS):
+        return values, skipped
+    mean, N = centres.mean(dim=0), counts.sum().item()
+    M = centres.sub_(mean)
+    gram = M @ M.T
+    parts = [_means_geometry(gram), _head_geometry(mean, M, head)]
+    projected, trace = spread(mean, M)
+    for found, reasons in (*parts, _spread_measures(projected / N, trace / N, gram)):
+        values, skipped = values | found, reasons | skipped
+    return values | dict.fromkeys(set(skipped) & set(values), math.nan), skipped

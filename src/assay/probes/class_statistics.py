@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from assay.errors import InvalidInput
 
@@ -33,6 +33,21 @@ def check_labels(features: Tensor, targets: Tensor, num_classes: int) -> None:
         raise InvalidInput(
             f"labels must lie in 0..{num_classes - 1}; they range from {int(targets.min())} to {int(targets.max())}"
         )
+
+
+def class_count(given: int | None, scores: Tensor | None, head: nn.Linear | None) -> int:
+    """Return the number of classes: as given, or the width of the scores, or of the head.
+
+    Raises:
+        InvalidInput: If nothing tells.
+    """
+    if given is not None:
+        return given
+    if scores is not None:
+        return scores.shape[1]
+    if head is not None:
+        return head.out_features
+    raise InvalidInput("the number of classes is unknown; give num_classes, scores or head")
 
 
 def chunks(features: Tensor, targets: Tensor, elements: int = IN_CACHE) -> Iterator[tuple[Tensor, Tensor]]:

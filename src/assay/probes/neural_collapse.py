@@ -18,13 +18,12 @@ Departures: mu_G averages class means, not samples (the same if balanced; if not
 pseudo-inverse keeps exactly K-1 directions where a default tolerance may let a noise direction in.
 
 Cost: `NeuralCollapse` sees each sample once, keeps 8 (d^2 + 2 K d) bytes, 2 N d^2 flops. NC4 needs the final means: a
-second pass. `measure_collapse`, for features in memory, makes two passes of 2 N d K flops and nothing d x d.
+second pass. `assay.probes.measure_collapse`, for features in memory, makes two passes and nothing d x d.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,11 +31,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from assay.errors import InvalidInput
-from assay.probes import _simplex
-from assay.probes.class_statistics import check_labels, chunks, class_sums
-from assay.probes.nearest_centre import NearestCentreDisagreement, nearest
+from assay.probes._simplex import collapse_measures
+from assay.probes.class_statistics import check_labels, chunks, class_count, class_sums
+from assay.probes.nearest_centre import NearestCentreDisagreement
 
-__all__ = ["NeuralCollapse", "measure_collapse"]
+__all__ = ["NeuralCollapse"]
 
 _State = tuple[Tensor, Tensor, Tensor, Tensor]  # counts (K,), guess (K, d), offset (K, d), scatter (d, d)
 _SCATTER_CHUNK = 2**19  # elements: enough rows that the product, not its accumulation in float64, takes the time
@@ -94,7 +93,7 @@ class NeuralCollapse(Metric):
         Raises:
             InvalidInput: If the number of classes is unknown, or shapes, types or labels are wrong.
         """
-        K = _num_classes(self.num_classes, scores, head)
+        K = class_count(self.num_classes, scores, head)
         check_labels(features, targets, K)
         self._head = [] if head is None else [head]
         sums, counts = class_sums(features, targets, K)
@@ -126,7 +125,7 @@ class NeuralCollapse(Metric):
             return projected, (scatter.trace() - (offset.square() / counts[:, None]).sum()).item()
 
         head = self._head[0] if self._head else None
-        values, self.skipped = _measure(guess + offset / counts[:, None], counts, head, spread)
+        values, self.skipped = collapse_measures(guess + offset / counts[:, None], counts, head, spread)
         if self.nc4:
             return values | {"nc4": math.nan}
         self.skipped.pop("nc4", None)
@@ -158,16 +157,6 @@ class NeuralCollapse(Metric):
         return total
 
 
-def _num_classes(given: int | None, scores: Tensor | None, head: nn.Linear | None) -> int:
-    if given is not None:
-        return given
-    if scores is not None:
-        return scores.shape[1]
-    if head is not None:
-        return head.out_features
-    raise InvalidInput("the number of classes is unknown; give num_classes, scores or head")
-
-
 def _merge(first: _State, second: _State) -> _State:
     """Add two states: move the second to the first's guesses, then sum."""
     n1, guess1, offset1, scatter1 = first
@@ -177,89 +166,3 @@ def _merge(first: _State, second: _State) -> _State:
     cross = shift.T @ offset2
     moved = scatter2 + cross + cross.T + shift.T @ (n2[:, None] * shift)
     return n1 + n2, guess, offset1 + offset2 + n2[:, None] * shift, scatter1 + moved
-
-
-def _measure(
-    centres: Tensor, counts: Tensor, head: nn.Linear | None, spread: Callable[[Tensor, Tensor], tuple[Tensor, float]]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return all measures but NC4, and why any is NaN.
-
-    Args:
-        centres: Class means (K, d), overwritten with M.
-        counts: Samples per class (K,).
-        head: The classifier, if there is one.
-        spread: Maps mu_G and M to N M Sigma_W M^T (K, K) and N tr Sigma_W.
-    """
-    skipped = _simplex.why_undefined(centres, counts)
-    values = dict.fromkeys(_simplex.KEYS[:-1], math.nan)
-    if len(skipped) == len(_simplex.KEYS):
-        return values, skipped
-    mean, N = centres.mean(dim=0), counts.sum().item()
-    M = centres.sub_(mean)
-    gram = M @ M.T
-    parts = [_simplex.means_geometry(gram), _simplex.head_geometry(mean, M, head)]
-    projected, trace = spread(mean, M)
-    parts.append(_simplex.spread_measures(projected / N, trace / N, gram))
-    for found, reasons in parts:
-        values |= found
-        skipped = reasons | skipped
-    return {key: math.nan if key in skipped else value for key, value in values.items()}, skipped
-
-
-def measure_collapse(
-    features: Tensor,
-    targets: Tensor,
-    *,
-    head: nn.Linear | None = None,
-    scores: Tensor | None = None,
-    num_classes: int | None = None,
-) -> dict[str, float]:
-    """Measure NC1 to NC4 of features that are in memory, with little memory beside them.
-
-    Args:
-        features: Inputs of the classifier (N, d).
-        targets: Classes (N,).
-        head: The classifier; without it NC2 of the head and NC3 are NaN.
-        scores: The network's class scores (N, K) for NC4; the head's if not given; NaN without either.
-        num_classes: K; the width of the scores or of the head if not given.
-
-    Returns:
-        The measures by name; NaN where undefined.
-
-    Raises:
-        InvalidInput: If the number of classes is unknown, or shapes, types or labels are wrong.
-
-    Example:
-        >>> values = measure_collapse(torch.eye(3), torch.tensor([0, 1, 2]), scores=torch.eye(3))
-        >>> round(values["nc1"], 12), values["nc4"]
-        (0.0, 0.0)
-    """
-    K = _num_classes(num_classes, scores, head)
-    check_labels(features, targets, K)
-    sums, counts = class_sums(features, targets, K)
-    nc4 = math.nan
-
-    def spread(mean: Tensor, M: Tensor) -> tuple[Tensor, float]:
-        nonlocal nc4
-        projected, trace, nc4 = _second_pass(features, targets, mean, M, scores, head)
-        return projected, trace
-
-    values, _ = _measure(sums.div_(counts[:, None]), counts, head, spread)
-    return values | {"nc4": nc4}
-
-
-@torch.no_grad()
-def _second_pass(
-    features: Tensor, targets: Tensor, mean: Tensor, M: Tensor, scores: Tensor | None, head: nn.Linear | None
-) -> tuple[Tensor, float, float]:
-    """Return N M Sigma_W M^T (K, K), N tr Sigma_W and NC4, about the final means."""
-    mean, M = (t.to(torch.promote_types(features.dtype, torch.float32)) for t in (mean, M))
-    gram, reach = M @ M.T, M.square().sum(dim=1) / 2
-    projected, trace, different = torch.zeros_like(gram, dtype=torch.float64), 0.0, 0
-    position = 0
-    for h, y in chunks(features, targets):
-        residual = (h - mean).sub_(M[y])
-        p = residual @ M.T
-        projected += p.T @ p
-        trace += residual.square().sum().item()
-    return projected, trace, different

@@ -33,7 +33,7 @@ from assay.rules.rule import Rule
 
 __all__ = ["CascadedForward"]
 
-FEATURES = "features"
+DFA = "dfa"
 
 
 class CascadedForward(Rule):
@@ -56,7 +56,7 @@ class CascadedForward(Rule):
     Example:
         >>> from assay.models.cnn import CNN
         >>> CascadedForward(CNN((1, 8, 8), 10), num_classes=10, features="dfa").phase_names
-        ('features', 'block1', 'block2', 'block3')
+        ('dfa', 'block1', 'block2', 'block3')
     """
 
     needs = "blocks"
@@ -88,12 +88,13 @@ class CascadedForward(Rule):
         predictors = (linear(d, num_classes, generator=self.generator) for d in widths[self.first :])
         self.predictors = nn.ModuleList(predictors).to(like.device, like.dtype)
         if features == "dfa":
-            self.phase_names = (FEATURES, *self.phase_names)
+            self.phase_names = (DFA, *self.phase_names)
             self.top = linear(widths[-1], num_classes, generator=self.generator).to(like.device, like.dtype)
             for i, d in enumerate(widths[:-1]):
                 feedback = F.normalize(torch.randn(num_classes, d, generator=self.generator), dim=1)
                 self.register_buffer(f"feedback{i}", feedback.to(like.device, like.dtype))
-        self.train()
+        for module in self.frozen():
+            module.eval()
 
     def _predictor(self) -> int:
         """Index of the predictor that the current phase trains."""
@@ -101,7 +102,7 @@ class CascadedForward(Rule):
 
     def backward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Add the current phase's gradient to `.grad`; see `Rule.backward`."""
-        if self.phase == FEATURES:
+        if self.phase == DFA:
             return self._feedback_alignment(x.detach(), y)
         i = self._predictor()
         with torch.no_grad():
@@ -126,14 +127,14 @@ class CascadedForward(Rule):
 
     def groups(self) -> list[list[nn.Parameter]]:
         """Return one predictor, or while the features are trained one group per block, the last with its head."""
-        if self.phase == FEATURES:
+        if self.phase == DFA:
             *earlier, last = self.blocks.modules
             return [*(trainable(block) for block in earlier), trainable(last, self.top)]
         return [trainable(self.predictors[self._predictor()])]
 
     def frozen(self) -> list[nn.Module]:
         """Return the model, unless its features are trained."""
-        return [] if self.phase == FEATURES else [self.model]
+        return [] if self.phase == DFA else [self.model]
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:
         return self.blocks.outputs(x)

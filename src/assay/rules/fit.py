@@ -73,8 +73,8 @@ def _one_epoch(rule: Rule, batches: Batches, optimizer: torch.optim.Optimizer, c
     losses = [rule.step(x, y, optimizer, clip)["loss"] for x, y in batches]
     if not losses:
         raise InvalidInput(
-            "a pass over the data gave no mini-batches; an iterator is used up after one pass, so give a loader, a list "
-            "or a function that returns a fresh iterator"
+            "a pass over the data gave no mini-batches; an iterator is used up after one pass, so give a loader, a "
+            "list or a function that returns a fresh iterator"
         )
     return float(torch.stack(losses).mean())
 

@@ -26,7 +26,7 @@ from assay.rules.rule import Rule
 
 __all__ = ["MonoForward"]
 
-INPUT = "input"
+INPUT = "raw input"
 
 
 class MonoForward(Rule):
