@@ -43,9 +43,7 @@ def test_seam_with_parts_has_checks(seam: str) -> None:
 
 def test_every_expected_failure_names_a_case_and_a_check() -> None:
     """The table, which the docs show to users, would speak of cases or checks that no longer exist."""
-    stale = [
-        key for key in EXPECTED_FAILURES if key[1] not in cases(key[0]) or key[2] not in checks(key[0])
-    ]
+    stale = [key for key in EXPECTED_FAILURES if key[1] not in cases(key[0]) or key[2] not in checks(key[0])]
     assert not stale
     assert all(reason.strip() for reason in EXPECTED_FAILURES.values())
 
@@ -95,4 +93,8 @@ def test_checks_reject_a_transform_that_cannot_be_removed() -> None:
         def __exit__(self, *error: object) -> None: ...
 
     with pytest.raises(AssertionError, match=r"after remove\(\)"):
-        check("optim", lambda: lambda parameters: Doubling(torch.optim.SGD(parameters, lr=0.1)), skip=["copying", "closure"])
+        check(
+            "optim",
+            lambda: lambda parameters: Doubling(torch.optim.SGD(parameters, lr=0.1)),
+            skip=["copying", "closure"],
+        )

@@ -154,6 +154,16 @@ def test_data_that_ships_with_a_package_is_always_available(folders, name: str) 
     assert files.is_available(name) and files.fetch(name) == []
 
 
+def test_catalogue_says_where_each_data_set_is(folders, toy) -> None:
+    """`assay data` would call a missing file ready, or not say what brings it."""
+    rows = {row["name"]: row for row in files.catalogue()}
+    assert rows["digits"]["state"] == "ready" and rows["digits"]["where"] == "ships with scikit-learn"
+    assert rows["toy"]["state"] == "missing" and rows["toy"]["where"] == "`assay data toy` downloads it"
+    path = _put(folders.cache, CONTENT)
+    assert {row["name"]: row for row in files.catalogue()}["toy"]["where"] == str(path.parent)
+    assert files.search_path() == [folders.given, folders.cache]
+
+
 def test_cache_folder_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Downloads would land where nobody looks for a cache."""
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -85,7 +85,8 @@ class Misbehave(Draw):
     def __call__(self, streams: Streams) -> Record:
         if streams.seed not in self.seeds:
             return super().__call__(streams)
-        time.sleep(self.seconds)
+        # So that the trials beside this one are finished by then.
+        time.sleep(5 * self.seconds)
         return getattr(self, f"_{self.how}")()
 
     def describe(self) -> dict[str, Any]:

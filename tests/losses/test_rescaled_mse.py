@@ -69,7 +69,9 @@ def test_contrastive_property(seed: int) -> None:
     column = targets[:, None]
     true = scores.gather(1, column)
     even = ((scores.sum(1, keepdim=True) - true) / 4).expand_as(scores).scatter(1, column, true)
-    assert (rescaled_mse_loss(even, targets, reduction="none") <= rescaled_mse_loss(scores, targets, reduction="none")).all()
+    assert (
+        rescaled_mse_loss(even, targets, reduction="none") <= rescaled_mse_loss(scores, targets, reduction="none")
+    ).all()
 
 
 @pytest.mark.parametrize("options", [{"target": 0.0}, {"alpha": -1.0}, {"target": float("nan")}, {"reduction": "max"}])

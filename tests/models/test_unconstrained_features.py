@@ -76,7 +76,9 @@ def test_scalar_reduction_against_scipy_and_known_values(name: str) -> None:
     """The predicted scale and minimum would not be those of the paper's one-scalar problem."""
     slope = math.sqrt(N * DECAY * DECAY) * (K - 1)
     scalar = _scalar_losses()[name]
-    expected = minimize_scalar(lambda c: scalar(c) + slope * c, bounds=(0, 20), method="bounded", options={"xatol": 1e-12})
+    expected = minimize_scalar(
+        lambda c: scalar(c) + slope * c, bounds=(0, 20), method="bounded", options={"xatol": 1e-12}
+    )
     found = collapsed_minimum(LOSSES[name], K, N, DECAY, DECAY)
     assert found.value == pytest.approx(expected.fun, abs=1e-12)
     assert found.scale == pytest.approx(expected.x, abs=1e-6)
@@ -137,9 +139,7 @@ def test_strong_decay_collapses_everything_to_zero() -> None:
 def test_objective_is_the_equation() -> None:
     """A decay would be missing, doubled, or on the wrong matrix."""
     model = UnconstrainedFeatures(3, 2, 4)
-    weight, bias, features = (
-        t.detach().numpy() for t in (model.head.weight, model.head.bias, model.features)
-    )
+    weight, bias, features = (t.detach().numpy() for t in (model.head.weight, model.head.bias, model.features))
     scores = features @ weight.T + bias
     nll = np.log(np.exp(scores).sum(1)) - scores[np.arange(6), [0, 0, 1, 1, 2, 2]]
     expected = nll.mean() + 0.1 / 2 * (weight**2).sum() + 0.2 / 2 * (features**2).sum() + 0.3 / 2 * (bias**2).sum()

@@ -18,7 +18,8 @@ def command(
     from assay.data.files import catalogue, fetch, search_path
 
     if name is not None:
-        typer.echo(f"{name}: {fetch(name)}")
+        paths = fetch(name)
+        typer.echo("\n".join(map(str, paths)) or f"{name} ships with a package; nothing to fetch")
         return
     rows = catalogue()
     if as_json:

@@ -29,10 +29,10 @@ def training_study(axes: dict[str, list[str]], **fixed: Any) -> Any:
     from assay.lab.experiment import Experiment
     from assay.lab.study import Study
 
-    varying = [name for name, values in axes.items() if len(values) > 1]
+    varying: list[str] = [name for name, values in axes.items() if len(values) > 1]
     arms = {}
-    for combination in itertools.product(*(values or [None] for values in axes.values())):
-        chosen = {k: v for k, v in zip(axes, combination, strict=True) if v is not None}
+    for combination in itertools.product(*(values or ("",) for values in axes.values())):
+        chosen: dict[str, Any] = {name: value for name, value in zip(axes, combination, strict=True) if value}
         label = " + ".join(str(chosen[name]) for name in varying) or chosen.get("rule", "backprop")
         arms[label] = Experiment(**chosen, **fixed)
     sources = dict.fromkeys((*VARIED, *fixed), "given on the command line")

@@ -5,7 +5,7 @@ the pairs for training, both numbers one-hot.
 
 Shapes: p^2 pairs; inputs float32 (N, 2 p), targets int64 (N,) in 0..p - 1.
 
-Departure: the paper has no validation data; we set aside a tenth of all pairs, so that tuning never sees the test pairs.
+Departure: the paper has no validation data; we set aside a tenth of all pairs, so that tuning never sees test pairs.
 """
 
 from __future__ import annotations
@@ -69,5 +69,6 @@ def modular_arithmetic(
     targets = OPERATIONS[operation](a, b) % p
     # equal labels make the stratified draw a plain random one, as in the paper
     chosen = stratified_split(torch.zeros_like(targets), (train, validation, test), generator)
-    splits = [Split(inputs[indices], targets[indices]) for indices in chosen]
-    return Dataset(f"{operation} mod {p}", *splits, num_classes=p)
+    splits = (Split(inputs[indices], targets[indices]) for indices in chosen)
+    train_split, validation_split, test_split = splits
+    return Dataset(f"{operation} mod {p}", train_split, validation_split, test_split, num_classes=p)

@@ -19,7 +19,7 @@ from typing import IO
 from assay.data._sources import SOURCES, DataFile, Source
 from assay.errors import MissingData, UnknownName
 
-__all__ = ["cache_folder", "catalogue", "fetch", "is_available", "locate"]
+__all__ = ["cache_folder", "catalogue", "fetch", "is_available", "locate", "search_path"]
 
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 16
@@ -41,9 +41,31 @@ def cache_folder() -> Path:
     return base / "assay" / "data"
 
 
-def catalogue() -> list[Source]:
-    """Return every data set that Assay knows, with its files."""
-    return list(SOURCES.values())
+def search_path() -> list[Path]:
+    """Return the folders that files are looked up in, first to last."""
+    given = os.environ.get("ASSAY_DATA")
+    return [Path(given).expanduser(), cache_folder()] if given else [cache_folder()]
+
+
+def catalogue() -> list[dict[str, str]]:
+    """Return one row per data set that Assay knows, as plain data.
+
+    Returns:
+        Rows with "name", "description", "origin", "state" ("ready" or "missing") and "where": the folder that its
+        files lie in, the package that it ships with, or what brings it.
+    """
+    return [_row(source) for source in SOURCES.values()]
+
+
+def _row(source: Source) -> dict[str, str]:
+    ready = is_available(source.name)
+    folders = sorted({str(path.parent) for path in locate(source.name).values() if path is not None})
+    if not source.files:
+        where = f"ships with {source.origin}" if source.origin != "synthetic" else "made on the fly"
+    else:
+        where = ", ".join(folders) if ready else f"`assay data {source.name}` downloads it"
+    plain = {"name": source.name, "description": source.description, "origin": source.origin}
+    return {**plain, "state": "ready" if ready else "missing", "where": where}
 
 
 def locate(name: str) -> dict[str, Path | None]:
@@ -117,20 +139,15 @@ def _source(name: str) -> Source:
     return SOURCES[kebab]
 
 
-def _roots() -> list[Path]:
-    given = os.environ.get("ASSAY_DATA")
-    return [Path(given).expanduser(), cache_folder()] if given else [cache_folder()]
-
-
 def _find(path: str) -> Path | None:
-    candidates = (root / path for root in _roots())
+    candidates = (root / path for root in search_path())
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def _missing(file: DataFile, reason: str) -> MissingData:
     """Say in one line what is missing, why, and where to put it."""
     origin = f" from {file.url}" if file.url else ""
-    places = " or ".join(str(root / file.path) for root in _roots())
+    places = " or ".join(str(root / file.path) for root in search_path())
     hint = "" if os.environ.get("ASSAY_DATA") else f", or set ASSAY_DATA to a folder that has {file.path}"
     return MissingData(f"{file.path} {reason}; put the file{origin} at {places}{hint}")
 

@@ -37,7 +37,7 @@ def mnist(
     """Handwritten digits, 10 classes.
 
     With only the official test files (`t10k-*`, 10,000 images) in place, all three splits are drawn from them. With
-    the training files there too (`assay data mnist --fetch`), train and validation come from the 60,000 training
+    the training files there too (`assay data mnist` fetches them), train and validation come from the 60,000 training
     images and test from the 10,000. Splits are stratified and disjoint.
 
     Args:

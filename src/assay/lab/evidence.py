@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import StoreError
+from assay.lab.plan import PROTOCOL
 
 __all__ = ["load_evidence", "load_summary", "save_evidence"]
 
-PROTOCOL = 1
 SUMMARY = "evidence.json"
 TRIALS = "trials.json"
 MAX_POINTS = 200

@@ -147,6 +147,11 @@ def _back(value: float, scale: Scale) -> float:
     return math.tanh(value) if scale == "fisher" else value
 
 
+def _end(bound: float, scale: Scale) -> float | None:
+    """Return an end of a range as the study wrote it: there and back through a logarithm costs the last digits."""
+    return float(f"{_back(bound, scale):.12g}") if math.isfinite(bound) else None
+
+
 @dataclass(frozen=True)
 class _Evidence:
     """What a sample says in one direction.
@@ -264,8 +269,9 @@ def _judge_sample(sample: Sample) -> _Judged:
 def _component(
     sample: Sample, values: np.ndarray, mean: float, holding: _Evidence, failing: _Evidence, inside: bool
 ) -> Component:
-    lower, upper = (_back(end, sample.scale) if math.isfinite(end) else None for end in (sample.lower, sample.upper))
-    ends = [end for end in (sample.upper, sample.lower) if math.isfinite(end)]
+    ends = _end(sample.lower, sample.scale), _end(sample.upper, sample.scale)
+    known = [end for end in reversed(ends) if end is not None]
+    threshold = min(known, key=lambda end: abs(_back(mean, sample.scale) - end))
     low, high = t_interval(values, 1 - ALPHA) if len(values) >= 2 else (math.nan, math.nan)
     leaning = holding if inside else failing
     counts = len(values) >= 2 and not _missing(sample)
@@ -275,8 +281,8 @@ def _component(
         status="holds" if holding.shown else "fails" if failing.shown else "inconclusive",
         effect=_back(mean, sample.scale) if len(values) else None,
         interval=(_back(low, sample.scale), _back(high, sample.scale)) if len(values) >= 2 else None,
-        threshold=_back(min(ends, key=lambda end: abs(mean - end)), sample.scale),
-        range=(lower, upper),
+        threshold=threshold,
+        range=ends,
         seeds=sample.seeds,
         values=tuple(None if m.problem else _back(float(next(settled)), sample.scale) for m in sample.measurements),
         p_value=leaning.p if counts else None,
@@ -347,8 +353,10 @@ def _where(component: Component, inside: bool) -> str:
     """Say where the interval lies, as in "the 95 % interval [0.1, 0.2] lies above 0"."""
     low, high = component.interval or (math.nan, math.nan)
     ends = [end for end in component.range if end is not None]
-    interval = f"the 95 % interval [{low:.3g}, {high:.3g}]"
+    interval = f"the 95 % interval [{low:.4g}, {high:.4g}]"
     crossed = [end for end in ends if low <= end <= high]
+    if crossed and low == high:
+        return f"every seed gives {low:g}, exactly the threshold"
     if crossed:
         return f"{interval} includes {' and '.join(f'{end:g}' for end in crossed)}"
     if inside and len(ends) == 2:

@@ -214,7 +214,7 @@ class _Reach(_FreeQuantity):
     @property
     def text(self) -> str:
         level = f">= {self.above:g}" if self.above is not None else f"<= {self.below:g}"
-        return f"first step with {self.series} {level}"
+        return f"first step ({self.series} {level})"
 
     def _crossed(self, value: float) -> bool:
         if self.above is not None:

@@ -20,7 +20,7 @@ def check_reduction(reduction: str) -> str:
 
 
 def label_column(scores: Tensor, targets: Tensor) -> Tensor:
-    """Check shapes and types and return the labels as an int64 column (B, 1); reads no value, so never waits for a GPU."""
+    """Return the labels as an int64 column (B, 1); checks shapes and types, no values, so no GPU is waited for."""
     if scores.ndim != 2:
         raise InvalidInput(f"scores must have shape (B, K); got {tuple(scores.shape)}; flatten other axes into B")
     if not scores.is_floating_point():

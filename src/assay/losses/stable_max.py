@@ -7,8 +7,8 @@ Paper: "Grokking at the Edge of Numerical Stability" (arXiv:2501.04697).
 Shapes: B samples, K classes; scores z (B, K), targets y (B,).
 
 We compute in logarithms: log s(x) = g(x) = sign(x) log(1 + |x|), so StableMax(z) = softmax(g(z)). The loss is
-log(1 + sum_{j != y} s_j / s_y) and its gradient for the true class is minus the sum of the others', so neither rounds to
-0 while the others' share is a normal number; the official code, which takes 1 - p_y, needs float64 for that.
+log(1 + sum_{j != y} s_j / s_y) and its gradient for the true class is minus the sum of the others', so neither rounds
+to 0 while the others' share is a normal number; the official code, which takes 1 - p_y, needs float64 for that.
 
 Departures: no 1e-30 in the denominator (1 - x >= 1 wherever it is used); `upcast` (float64, the official code's
 default and ours) can be switched off. The result has the scores' type, at least float32. Cost: scores are
@@ -77,9 +77,7 @@ class _StableMaxLoss(torch.autograd.Function):
         return (gradient[:, None] * slopes / (1 + z.abs())).to(scores.dtype), None, None
 
 
-def stablemax_cross_entropy(
-    scores: Tensor, targets: Tensor, reduction: str = "mean", upcast: bool = True
-) -> Tensor:
+def stablemax_cross_entropy(scores: Tensor, targets: Tensor, reduction: str = "mean", upcast: bool = True) -> Tensor:
     """Return -log StableMax(scores)[target].
 
     Args:

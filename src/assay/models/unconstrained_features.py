@@ -13,8 +13,8 @@ scores W H^T, and symmetry leaves scores a (I - J/K) + t J (J all ones), so that
     f* = min_{a >= 0, t}  L(a (e_1 - 1/K) + t, 1) + s (K - 1) a + offset(t)
 
 where offset(t), the price of a common offset paid through the bias or through W H^T, whichever is cheaper, is Huber's
-function with slope s K and curvature lb K (0 without decay of b). This holds for losses that treat classes alike and are
-convex in the scores, and for focal loss by the paper's theorem; it needs d >= K (K - 1 where t is free or useless).
+function with slope s K and curvature lb K (0 without decay of b). This holds for losses that treat classes alike and
+are convex in the scores, and for focal loss by the paper's theorem; it needs d >= K (K - 1 where t is free or useless).
 """
 
 from __future__ import annotations
@@ -86,9 +86,7 @@ class UnconstrainedFeatures(nn.Module):
         """Return the scores of all samples (N, K)."""
         return self.head(self.features)
 
-    def objective(
-        self, loss: Loss, weight_decay: float, feature_decay: float, bias_decay: float = 0.0
-    ) -> Tensor:
+    def objective(self, loss: Loss, weight_decay: float, feature_decay: float, bias_decay: float = 0.0) -> Tensor:
         """Return f(W, H, b).
 
         Args:
@@ -160,7 +158,7 @@ def collapsed_minimum(
         value = loss(scale * simplex + offset, first_class) + slope * (num_classes - 1) * scale
         value = value + _offset_price(offset, slope * num_classes, bias_decay * num_classes)
         (gradient,) = torch.autograd.grad(value, scalars_)
-        return float(value), gradient.numpy()
+        return value.item(), gradient.numpy()
 
     # Focal loss is not convex in the scale, so several starts; the tolerances leave rounding as the only error.
     found = [

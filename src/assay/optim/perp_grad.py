@@ -8,10 +8,10 @@ Paper: "Grokking at the Edge of Numerical Stability" (arXiv:2501.04697). For wei
 Shapes: w and g are a parameter tensor each (granularity "tensor", the official code's) or all of the optimizer's
 parameters that have a gradient as one vector (granularity "global", the paper's equation).
 
-Departures, where the official code would feed the optimizer noise: a tensor of one element is left alone (its whole gradient
-is along itself), and where ||g'|| is within rounding of 0 the gradient is not rescaled. Half-precision tensors are
-projected in float32. The rule is homogeneous in g, so loss scaling does not matter. A closure passed to
-`step` is projected each time it is evaluated. Decoupled weight decay acts outside the projection.
+Departures, where the official code would feed the optimizer noise: a tensor of one element is left alone (its whole
+gradient is along itself), and where ||g'|| is within rounding of 0 the gradient is not rescaled. Half-precision tensors
+are projected in float32. The rule is homogeneous in g, so loss scaling does not matter. Gradients of a closure passed
+to `step` are projected each time it is evaluated. Decoupled weight decay acts outside the projection.
 Cost: a few passes over the parameters per step, no state, no host synchronisation.
 """
 

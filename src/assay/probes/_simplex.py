@@ -44,7 +44,7 @@ def _why_undefined(centres: Tensor, counts: Tensor) -> dict[str, str]:
         return dict.fromkeys(KEYS, f"{len(missing)} of {K} classes have no samples, the first is {missing[0]}")
     if not centres.isfinite().all():
         return dict.fromkeys(KEYS, "the features contain NaN or infinity")
-    if K - 1 > d:
+    if d < K - 1:
         reason = f"{K} classes need {K - 1} dimensions for a simplex, the features have {d}"
         return dict.fromkeys(("nc1", *SIMPLEX_KEYS, *HEAD_SIMPLEX_KEYS), reason)
     return {}

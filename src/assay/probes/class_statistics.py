@@ -29,7 +29,7 @@ def check_labels(features: Tensor, targets: Tensor, num_classes: int) -> None:
         raise InvalidInput(
             f"targets must be integer classes ({len(features)},), not {targets.dtype} {tuple(targets.shape)}"
         )
-    if len(targets) and not (0 <= int(targets.min()) and int(targets.max()) < num_classes):
+    if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < num_classes):
         raise InvalidInput(
             f"labels must lie in 0..{num_classes - 1}; they range from {int(targets.min())} to {int(targets.max())}"
         )

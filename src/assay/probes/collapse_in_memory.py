@@ -76,7 +76,7 @@ def _second_pass(
     gram = M @ M.T
     mean, M = (t.to(torch.promote_types(features.dtype, torch.float32)) for t in (mean, M))
     projected, trace, different, position = torch.zeros_like(gram), gram.new_zeros(()), gram.new_zeros(()), 0
-    # |h - mu_k|^2 = |h|^2 - 2 (h.M_k - |M_k|^2 / 2) with h = residual + M_y: the nearest centre has the largest bracket.
+    # |h - mu_k|^2 = |h|^2 - 2 (h.M_k - |M_k|^2 / 2) with h = residual + M_y: nearest is where the bracket is largest.
     reach = (gram - gram.diagonal() / 2).to(M.dtype)
     for h, y in chunks(features, targets):
         residual = (h - mean).sub_(M[y])

@@ -73,8 +73,9 @@ class NeuralCollapse(Metric):
         super().__init__(**metric_options)
         if num_classes is not None and num_classes < 2:
             raise InvalidInput(f"num_classes must be at least 2, not {num_classes}")
-        self.num_classes, self.nc4 = num_classes, nc4
+        self.num_classes, self.nc4, self._metric_options = num_classes, nc4, metric_options
         self.skipped: dict[str, str] = {}
+        self._centres: Tensor | None = None
         self._head: list[nn.Linear] = []  # in a list, or nn.Module would make the user's layer a part of the probe
         for name in ("counts", "guess", "offset", "scatter"):  # the first batch gives them their sizes
             self.add_state(name, torch.zeros(0, dtype=torch.float64), dist_reduce_fx=None)
@@ -124,23 +125,33 @@ class NeuralCollapse(Metric):
             projected = M @ scatter @ M.T - (O / counts[:, None]).T @ O
             return projected, (scatter.trace() - (offset.square() / counts[:, None]).sum()).item()
 
+        self._centres = guess + offset / counts[:, None]
         head = self._head[0] if self._head else None
-        values, self.skipped = collapse_measures(guess + offset / counts[:, None], counts, head, spread)
+        values, self.skipped = collapse_measures(self._centres.clone(), counts, head, spread)
         if self.nc4:
+            self.skipped.setdefault("nc4", "it takes a second pass, see follow_up")
             return values | {"nc4": math.nan}
         self.skipped.pop("nc4", None)
         return values
 
     def follow_up(self) -> NearestCentreDisagreement | None:
-        """Return the metric of the second pass, which gives "nc4"; None if it is not wanted or not defined."""
-        counts, guess, offset, _ = self._merged()
-        if not self.nc4 or len(counts) < 2 or not (counts > 0).all():
+        """Return the metric of the second pass, which gives "nc4" with the class means that `compute` found.
+
+        Returns:
+            None if NC4 is not wanted, or not defined because a class is missing.
+
+        Raises:
+            InvalidInput: If `compute` was not called.
+        """
+        if self._centres is None:
+            raise InvalidInput("NC4 needs the class means; call compute before follow_up")
+        if not self.nc4 or len(self._centres) < 2 or not self._centres.isfinite().all():
             return None
-        return NearestCentreDisagreement(guess + offset / counts[:, None])
+        return NearestCentreDisagreement(self._centres, **self._metric_options)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take in what another instance has seen."""
-        other = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
+        other: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         theirs = (other["counts"], other["guess"], other["offset"], other["scatter"])
         self.counts, self.guess, self.offset, self.scatter = _merge(self._merged(), theirs)
         self._computed = None

@@ -32,10 +32,10 @@ def global_generators_untouched() -> Iterator[None]:
     Raises:
         AssertionError: Naming the generator.
     """
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - it is the global one
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
     yield
     assert torch.equal(torch.get_rng_state(), before[0]), "the part used torch's global generator; pass it a generator"
-    assert_bit_equal(np.random.get_state(), before[1], "NumPy's global generator")  # noqa: NPY002
+    assert_bit_equal(np.random.get_state(), before[1], "NumPy's global generator")
     assert random.getstate() == before[2], "the part used Python's global generator; pass it a generator"
 
 
@@ -88,7 +88,8 @@ def assert_bit_equal(actual: Any, expected: Any, what: str) -> None:
         for index, value in enumerate(expected):
             assert_bit_equal(actual[index], value, f"{what}[{index}]")
     else:
-        assert actual == expected or (actual != actual and expected != expected), f"{what}: {actual!r} is not {expected!r}"
+        both_nan = actual != actual and expected != expected
+        assert actual == expected or both_nan, f"{what}: {actual!r} is not {expected!r}"
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -144,7 +144,8 @@ def extreme_scores(factory: Factory) -> None:
     for label in (0, 1):
         scores = torch.tensor([[100.0, 0.0, 0.0]], requires_grad=True)
         value, slopes = _value_and_gradient(loss, scores, torch.tensor([label]))
-        assert torch.isfinite(value) and torch.isfinite(slopes).all(), f"not finite at scores (100, 0, 0), label {label}"
+        finite = torch.isfinite(value) and torch.isfinite(slopes).all()
+        assert finite, f"not finite at scores (100, 0, 0), label {label}"
 
 
 def compiled(factory: Factory) -> None:
@@ -168,8 +169,9 @@ def per_sample_gradients(factory: Factory) -> None:
     scores, targets = _batch(torch.float64)
     mapped = torch.func.vmap(torch.func.grad(lambda z, y: loss(z[None], y[None])))(scores.detach(), targets)
     for index in range(len(targets)):
-        _, alone = _value_and_gradient(loss, scores[index : index + 1].detach().requires_grad_(), targets[index : index + 1])
-        assert_close(mapped[index : index + 1], alone, f"vmap gradient of sample {index}", rtol=1e-10, atol=1e-12)
+        sample = slice(index, index + 1)
+        _, alone = _value_and_gradient(loss, scores[sample].detach().requires_grad_(), targets[sample])
+        assert_close(mapped[sample], alone, f"vmap gradient of sample {index}", rtol=1e-10, atol=1e-12)
 
 
 def pickling(factory: Factory) -> None:

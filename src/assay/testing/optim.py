@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -163,7 +164,7 @@ def closure(factory: Factory) -> None:
     _train(plain, factory()(plain.parameters()), _batches(2))
     for batch in _batches(2):
         _optimizer(made).zero_grad()
-        loss = _optimizer(made).step(lambda batch=batch: _backward(closed, batch))  # type: ignore[misc]
+        loss = _optimizer(made).step(partial(_backward, closed, batch))  # type: ignore[arg-type]
         assert loss is not None, "step(closure) must return the closure's loss"
     assert_bit_equal(_weights(closed), _weights(plain), "weights after steps with a closure")
 

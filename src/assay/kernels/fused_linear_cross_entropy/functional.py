@@ -1,4 +1,4 @@
-"""`linear_cross_entropy`, the function and the module that users call: checks, autocast and reduction around the operators."""
+"""`linear_cross_entropy` as users call it: checks, autocast and reduction around the operators; and as a module."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from assay.errors import InvalidInput
 from assay.kernels.fused_linear_cross_entropy.op import linear_cross_entropy_rows, linear_cross_entropy_sum
@@ -33,13 +34,14 @@ def linear_cross_entropy(
     r"""Cross-entropy of a linear classifier head, without ever holding all its logits.
 
     Equals `F.cross_entropy(F.linear(input, linear_weight, linear_bias), target, ...)`, and takes the arguments of
-    `torch.nn.functional.linear_cross_entropy` under the same names. With logits $u = \tau\tanh(z/\tau)$ (or $z$ itself), $\ell$ their
-    log-sum-exp, label $y$, class weights $w$, smoothing $\varepsilon$ and z-loss $\zeta$, a row's loss is
-    $w_y\,[(1-\varepsilon)(\ell-u_y) + \zeta\ell^2] + \frac{\varepsilon}{V}\sum_c w_c(\ell-u_c)$, and "mean" divides by $\sum w_y$.
+    `torch.nn.functional.linear_cross_entropy` under the same names. With logits $u = \tau\tanh(z/\tau)$ (or just $z$),
+    $\ell$ their log-sum-exp, label $y$, class weights $w$, smoothing $\varepsilon$ and z-loss $\zeta$, a row's loss is
+    $w_y\,[(1-\varepsilon)(\ell-u_y) + \zeta\ell^2] + \frac{\varepsilon}{V}\sum_c w_c(\ell-u_c)$, and "mean" divides
+    by $\sum w_y$.
 
     Softmax and loss are computed in float32 for half-precision inputs, and the loss stays float32. Gradients have the
-    dtypes of their tensors. They are formed during forward (for "none": again during backward). There is no second
-    derivative (`create_graph=True` raises); `linear_cross_entropy_reference` has one.
+    dtypes of their tensors. They are formed during forward (for "none": again during backward). Second derivatives
+    (`create_graph=True`), forward mode and `torch.func.grad` raise; `linear_cross_entropy_reference` has them.
 
     Args:
         input: (..., H) floating point; leading dimensions count as rows.
@@ -53,8 +55,9 @@ def linear_cross_entropy(
         z_loss: Factor of the squared log-sum-exp, at least 0.
         softcap: Bound of the logits, above 0; `None` for none.
         chunk_size: Rows whose logits exist at once, at least 1; chosen from the shapes by default.
-        accumulate_dtype: In which the weight's gradient is summed over chunks. By default the weight's dtype for up to 8
-            chunks (1.3 to 2 times the rounding error of one product in bfloat16) and float32 for more, which takes another 4 V H bytes.
+        accumulate_dtype: In which the weight's gradient is summed over chunks. By default the weight's dtype for up to
+            8 chunks (in bfloat16 1.3 to 2 times the rounding error of one product) and float32 for more, which takes
+            another 4 V H bytes; always float32 for float16, which could overflow.
 
     Returns:
         A scalar, or a loss per row in the target's shape for "none"; float32, or float64 for float64 inputs.
@@ -68,16 +71,13 @@ def linear_cross_entropy(
         >>> linear_cross_entropy(hidden, head.weight, labels, linear_bias=head.bias).shape
         torch.Size([])
     """
-    device = input.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        input, linear_weight = input.to(dtype), linear_weight.to(dtype)
-        linear_bias = None if linear_bias is None else linear_bias.to(dtype)
+    input, linear_weight = _autocast(input), _autocast(linear_weight)
+    linear_bias = None if linear_bias is None else _autocast(linear_bias)
     _check_tensors(input, linear_weight, target, linear_bias, weight)
-    _check_options(reduction, label_smoothing, z_loss, softcap, chunk_size)
+    _check_options(reduction, label_smoothing, z_loss, softcap, chunk_size, accumulate_dtype)
 
     labels = target.reshape(-1)
-    rows = input.reshape(-1, input.shape[-1]) if labels.numel() else input.reshape(0, input.shape[-1])
+    rows = input.reshape(labels.shape[0], input.shape[-1])
     tensors = (rows, linear_weight, linear_bias, labels, weight)
     options = (ignore_index, float(label_smoothing), float(z_loss), softcap, chunk_size, accumulate_dtype)
     if reduction == "none":
@@ -97,6 +97,14 @@ def _mean(total: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: in
     return torch.where(count > 0, total / torch.where(count > 0, count, 1), math.nan)
 
 
+def _autocast(tensor: Tensor) -> Tensor:
+    """Cast as `F.linear` does under autocast, which leaves float64 alone."""
+    device = tensor.device.type
+    if tensor.is_floating_point() and tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return tensor.to(torch.get_autocast_dtype(device))
+    return tensor
+
+
 def _check_tensors(
     input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None
 ) -> None:
@@ -108,16 +116,30 @@ def _check_tensors(
         raise InvalidInput(f"{name}: linear_weight must be {expected}, not {tuple(linear_weight.shape)}")
     if target.dtype != torch.int64 or target.shape != input.shape[:-1]:
         expected = f"int64 labels of shape {tuple(input.shape[:-1])}"
-        raise InvalidInput(f"{name}: target must be {expected}, not {_describe(target)}; class probabilities are not supported")
+        raise InvalidInput(
+            f"{name}: target must be {expected}, not {_describe(target)}; class probabilities are not supported"
+        )
     for what, vector in (("linear_bias", linear_bias), ("weight", weight)):
         if vector is not None and vector.shape != linear_weight.shape[:1]:
             raise InvalidInput(f"{name}: {what} must have shape ({linear_weight.shape[0]},), not {tuple(vector.shape)}")
     for what, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if tensor is not None and tensor.dtype != input.dtype:
-            raise InvalidInput(f"{name}: {what} is {tensor.dtype} but input is {input.dtype}; cast one, or use autocast")
-    for what, tensor in (("linear_weight", linear_weight), ("target", target), ("linear_bias", linear_bias), ("weight", weight)):
+            raise InvalidInput(
+                f"{name}: {what} is {tensor.dtype} but input is {input.dtype}; cast one, or use autocast"
+            )
+    for what, tensor in (
+        ("linear_weight", linear_weight),
+        ("target", target),
+        ("linear_bias", linear_bias),
+        ("weight", weight),
+    ):
         if tensor is not None and tensor.device != input.device:
             raise InvalidInput(f"{name}: {what} is on {tensor.device} but input is on {input.device}")
+    if not torch.compiler.is_compiling() and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
+        for tensor in (input, linear_weight, linear_bias)
+    ):
+        raise InvalidInput(f"{name} has no forward mode; use assay.kernels.linear_cross_entropy_reference")
 
 
 def _describe(tensor: Tensor) -> str:
@@ -125,7 +147,12 @@ def _describe(tensor: Tensor) -> str:
 
 
 def _check_options(
-    reduction: str, label_smoothing: float, z_loss: float, softcap: float | None, chunk_size: int | None
+    reduction: str,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    chunk_size: int | None,
+    accumulate_dtype: torch.dtype | None,
 ) -> None:
     name = "linear_cross_entropy"
     if reduction not in _REDUCTIONS:
@@ -138,10 +165,12 @@ def _check_options(
         raise InvalidInput(f"{name}: softcap must be finite and above 0, or None, not {softcap}")
     if chunk_size is not None and chunk_size < 1:
         raise InvalidInput(f"{name}: chunk_size must be at least 1, or None, not {chunk_size}")
+    if accumulate_dtype is not None and not accumulate_dtype.is_floating_point:
+        raise InvalidInput(f"{name}: accumulate_dtype must be a floating point type, or None, not {accumulate_dtype}")
 
 
 class LinearCrossEntropy(nn.Module):
-    """`linear_cross_entropy` with its options bound; called with the head's tensors, so that any head (also a tied one) fits.
+    """`linear_cross_entropy` with its options bound; called with the head's tensors, so that a tied head fits too.
 
     Args:
         options: Keyword arguments of `linear_cross_entropy` other than tensors, and `weight`, the class weights (V,).
@@ -168,7 +197,7 @@ class LinearCrossEntropy(nn.Module):
         accumulate_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_options(reduction, label_smoothing, z_loss, softcap, chunk_size)
+        _check_options(reduction, label_smoothing, z_loss, softcap, chunk_size, accumulate_dtype)
         self.register_buffer("weight", weight)
         self.reduction, self.ignore_index, self.label_smoothing = reduction, ignore_index, label_smoothing
         self.z_loss, self.softcap = z_loss, softcap

@@ -1,8 +1,8 @@
 """The chunked linear cross-entropy as PyTorch operators: with shapes for the compiler and formulas for autograd.
 
-`assay::linear_cross_entropy_sum` forms the gradients in its forward pass and hands them over in its backward pass, times the
-upstream gradient. `assay::linear_cross_entropy_rows` returns a loss per row; since the weight's gradient sums over rows, it can only
-be formed once the upstream gradients of all rows are known, so backward goes through the chunks again.
+`assay::linear_cross_entropy_sum` forms the gradients in its forward pass and hands them over in its backward pass,
+times the upstream gradient. `assay::linear_cross_entropy_rows` returns a loss per row; since the weight's gradient sums
+over rows, it has to wait for the upstream gradients of all rows: backward goes through the chunks again.
 
 Shapes: R rows (tokens), H input features, V classes.
 """
@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.kernels.fused_linear_cross_entropy.chunked import Gradients, LossTerms, linear_cross_entropy_chunked
+from assay.kernels.fused_linear_cross_entropy.chunked import (
+    Gradients,
+    LossTerms,
+    linear_cross_entropy_chunked,
+    sum_dtype,
+    working_dtype,
+)
 
 __all__ = ["linear_cross_entropy_rows", "linear_cross_entropy_rows_backward", "linear_cross_entropy_sum"]
 
@@ -31,13 +37,10 @@ def _fake_gradients(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     gi = input.new_empty(input.shape if needs[0] else 0)
-    gw = linear_weight.new_empty(linear_weight.shape if needs[1] else 0)
-    gb = input.new_empty(linear_weight.shape[0] if needs[2] else 0)
+    summed = sum_dtype(input.dtype)
+    gw = input.new_empty(linear_weight.shape if needs[1] else 0, dtype=summed if needs[1] else None)
+    gb = input.new_empty(linear_weight.shape[0] if needs[2] else 0, dtype=summed if needs[2] else None)
     return gi, gw, gb
-
-
-def _loss_dtype(input: Tensor) -> torch.dtype:
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
 def _refuse_second_order() -> None:
@@ -65,14 +68,13 @@ def linear_cross_entropy_sum(
     needs_weight: bool,
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sum of the losses and its gradients with respect to input, weight and bias (empty where not needed)."""
+    """Return the sum of the losses and its gradients by input, weight and bias (empty where not needed)."""
     losses, found = linear_cross_entropy_chunked(
         input,
         linear_weight,
-        target,
         linear_bias,
-        weight,
-        LossTerms(ignore_index, label_smoothing, z_loss, softcap),
+        target,
+        LossTerms(ignore_index, label_smoothing, z_loss, softcap, weight),
         chunk_size=chunk_size,
         accumulate_dtype=accumulate_dtype,
         gradients=(needs_input, needs_weight, needs_bias),
@@ -82,12 +84,12 @@ def linear_cross_entropy_sum(
 
 @linear_cross_entropy_sum.register_fake
 def _(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    loss = input.new_empty((), dtype=_loss_dtype(input))
+    loss = input.new_empty((), dtype=working_dtype(input.dtype))
     return (loss, *_fake_gradients(input, linear_weight, linear_bias, rest[-3:]))
 
 
 def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.needs = inputs[-3:]
+    ctx.needs, ctx.dtype = inputs[-3:], inputs[0].dtype
     ctx.arguments = len(inputs)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -103,7 +105,8 @@ def _scale_gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tenso
     keep = torch._C._autograd._get_current_graph_task_keep_graph()
     for place, (needed, gradient) in enumerate(zip(ctx.needs, ctx.saved_tensors, strict=True)):
         if needed:
-            found[place] = gradient * grad_loss if keep else gradient.mul_(grad_loss)
+            scaled = gradient * grad_loss if keep else gradient.mul_(grad_loss)
+            found[place] = scaled.to(ctx.dtype)
     return tuple(found)
 
 
@@ -125,16 +128,14 @@ def linear_cross_entropy_rows(
     accumulate_dtype: torch.dtype | None,
 ) -> Tensor:
     """Return the losses (R,) of all rows."""
-    terms = LossTerms(ignore_index, label_smoothing, z_loss, softcap)
-    losses, _ = linear_cross_entropy_chunked(
-        input, linear_weight, target, linear_bias, weight, terms, chunk_size=chunk_size
-    )
+    terms = LossTerms(ignore_index, label_smoothing, z_loss, softcap, weight)
+    losses, _ = linear_cross_entropy_chunked(input, linear_weight, linear_bias, target, terms, chunk_size=chunk_size)
     return losses
 
 
 @linear_cross_entropy_rows.register_fake
 def _(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, *rest: Any) -> Tensor:
-    return input.new_empty(target.shape, dtype=_loss_dtype(input))
+    return input.new_empty(target.shape, dtype=working_dtype(input.dtype))
 
 
 @torch.library.custom_op("assay::linear_cross_entropy_rows_backward", mutates_args=())
@@ -159,10 +160,9 @@ def linear_cross_entropy_rows_backward(
     _, found = linear_cross_entropy_chunked(
         input,
         linear_weight,
-        target,
         linear_bias,
-        weight,
-        LossTerms(ignore_index, label_smoothing, z_loss, softcap),
+        target,
+        LossTerms(ignore_index, label_smoothing, z_loss, softcap, weight),
         scale=grad_losses,
         chunk_size=chunk_size,
         accumulate_dtype=accumulate_dtype,
@@ -185,7 +185,8 @@ def _recompute_gradients(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, 
     _refuse_second_order()
     needs = ctx.needs_input_grad[:_DIFFERENTIATED]
     found = linear_cross_entropy_rows_backward(grad_losses, *ctx.saved_tensors, *ctx.options, *needs)
-    leading = tuple(g if needed else None for needed, g in zip(needs, found, strict=True))
+    dtype = ctx.saved_tensors[0].dtype
+    leading = tuple(g.to(dtype) if needed else None for needed, g in zip(needs, found, strict=True))
     return leading + (None,) * (2 + len(ctx.options))
 
 

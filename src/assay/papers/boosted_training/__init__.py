@@ -1,0 +1,1 @@
+"""boosted-training."""

@@ -1,0 +1,1 @@
+"""convergent-graph-solver."""

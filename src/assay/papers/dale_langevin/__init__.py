@@ -1,0 +1,1 @@
+"""dale-langevin."""

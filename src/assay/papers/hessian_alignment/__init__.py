@@ -1,0 +1,1 @@
+"""hessian-alignment."""

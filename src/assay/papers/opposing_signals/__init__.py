@@ -1,0 +1,1 @@
+"""opposing-signals."""

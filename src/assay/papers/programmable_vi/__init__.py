@@ -1,0 +1,1 @@
+"""programmable-vi."""
