@@ -136,7 +136,7 @@ def evidence(card: Card) -> str:
     return "\n\n".join(
         [
             f"**Claim.** {_cell(stored['claim'])}",
-            f"**Verdict: {_ruling(card)}.** Recorded {stored['recorded']} with `{stored['command']}`, protocol "
+            f"**Verdict: {_ruling(card)}.** Recorded {stored['recorded'][:10]} with `{stored['command']}`, protocol "
             f"{stored['protocol']}, on {_cell(str(environment.get('processor') or environment.get('platform')))}, "
             f"torch {environment['torch']}.",
             _table(("expectation", "outcome", "effect", "interval", "n"), rows),
@@ -172,7 +172,9 @@ def paper_index() -> str:
         if card.status == "implemented"
     ]
     header = ("paper", "seam", "parts", "probes", "verdict")
-    return f"# Papers\n\n<!-- {NOTICE} -->\n\nAll papers are in the [gallery](../gallery.md).\n\n{_table(header, rows)}\n"
+    return (
+        f"# Papers\n\n<!-- {NOTICE} -->\n\nAll papers are in the [gallery](../gallery.md).\n\n{_table(header, rows)}\n"
+    )
 
 
 def expected_failures() -> str:
@@ -260,9 +262,7 @@ def files() -> Iterator[tuple[Path, str]]:
 
 def outdated() -> dict[Path, str]:
     """Return the files that differ from what they should be, with what they should be."""
-    return {
-        path: text for path, text in files() if not path.exists() or path.read_text(encoding="utf-8") != text
-    }
+    return {path: text for path, text in files() if not path.exists() or path.read_text(encoding="utf-8") != text}
 
 
 def main() -> int:

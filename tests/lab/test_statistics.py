@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from scipy import stats
 from assay.errors import InvalidInput
 from assay.lab.statistics import equivalence_test, holm, paired_t_interval, sign_flip_test, t_interval, t_test
 
+ROOT = Path(__file__).parents[2]
 ALTERNATIVES = ["two-sided", "greater", "less"]
 
 
@@ -178,3 +182,24 @@ def test_bad_options_are_refused() -> None:
         paired_t_interval([1.0, 2.0], [1.0, 2.0, 3.0])
     with pytest.raises(InvalidInput, match="p-values"):
         holm([0.5, math.nan])
+
+
+def test_the_guides_tables_are_the_measured_ones() -> None:
+    """If this failed, the guide on verdicts would quote rates that nothing measured."""
+    spec = importlib.util.spec_from_file_location("statistics_coverage", ROOT / "bench" / "statistics_coverage.py")
+    assert spec is not None and spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    results = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
+    guide = bench.GUIDE.read_text(encoding="utf-8")
+    assert guide == bench.filled(guide, results)
+    assert all(f"<!-- /{name} -->" in guide for name in bench.MEASUREMENTS)
+
+
+def test_the_measured_rates_keep_the_promises() -> None:
+    """If this failed, the published measurements would contradict what the guide promises."""
+    tables = json.loads((ROOT / "bench/results/statistics_coverage.json").read_text(encoding="utf-8"))["tables"]
+    assert all(0.94 <= row["t"] <= 0.96 for row in tables["coverage"])
+    assert all(row["either"] <= 0.05 for row in tables["false_verdicts"] if row["differences"] == "normal")
+    assert all(row["holds"] <= 0.05 for row in tables["false_equivalence"])
+    assert all(row["any"] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / row["repeats"]) for row in tables["false_families"])

@@ -52,13 +52,29 @@ def progress(title: str, *, shown: bool) -> Iterator[Callable[[int, int, Any], N
     if not shown:
         yield None
         return
+    if not errors.is_terminal:
+        yield _lines(title)
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=not errors.is_terminal) as bar:
+    with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task(escape(title), total=None)
 
         def update(done: int, total: int, trial: Any) -> None:
             bar.update(task, completed=done, total=total)
 
         yield update
+
+
+def _lines(title: str) -> Callable[[int, int, Any], None]:
+    """Return a progress function for logs: a line whenever another quarter of the trials is done."""
+    shown = 0
+
+    def update(done: int, total: int, trial: Any) -> None:
+        nonlocal shown
+        if 4 * done // total > shown:
+            shown = 4 * done // total
+            errors.print(f"{title}: {done} of {total} trials", highlight=False, markup=False)
+
+    return update

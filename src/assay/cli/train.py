@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,19 +143,22 @@ def _command_line(axes: dict[str, list[str]], transform: list[str] | None, probe
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return every arm's final metrics with their mean and 95 % t interval over seeds."""
-    from assay.lab.statistics import t_interval
-
+    """Return every arm's final metrics with their mean and 95 % t interval over the seeds that have a value."""
     rows = []
     for arm in found["arms"]:
-        trials = [t for t in found["trials"] if t["arm"] == arm and t["stage"] == "final"]
-        metrics: dict[str, Any] = {}
-        for name in trials[0]["metrics"]:
-            values = [float(t["metrics"].get(name, "nan")) for t in trials]
-            interval = t_interval(values) if len(values) > 1 else None
-            metrics[name] = {"mean": sum(values) / len(values), "interval": interval, "n": len(values)}
-        rows.append({"arm": arm, "status": [t["status"] for t in trials], "metrics": metrics})
+        trials = [trial for trial in found["trials"] if trial["arm"] == arm]
+        names = dict.fromkeys(name for trial in trials for name in trial["metrics"])
+        metrics = {name: _cell([float(t["metrics"].get(name, "nan")) for t in trials]) for name in names}
+        rows.append({"arm": arm, "status": [trial["status"] for trial in trials], "metrics": metrics})
     return rows
+
+
+def _cell(values: list[float]) -> dict[str, Any]:
+    from assay.lab.statistics import t_interval
+
+    finite = [value for value in values if math.isfinite(value)]
+    interval = t_interval(finite) if len(finite) > 1 else None
+    return {"mean": sum(finite) / len(finite) if finite else None, "interval": interval, "n": len(finite)}
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from assay.watch import Watch
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
-    raise MissingExtra("this callback needs Lightning; install it with: pip install 'assay[lightning]'") from error
+    raise MissingExtra("this callback needs Lightning: pip install 'assay[lightning]'") from error
 
 __all__ = ["WatchCallback"]
 
@@ -66,7 +66,8 @@ class WatchCallback(Callback):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = self.watch.measure(trainer.global_step)
+        if not (values := self.watch.measure(trainer.global_step)):
+            return
         logged = {self.prefix + key: value for key, value in values.items() if not math.isnan(value)}
         pl_module.log_dict(logged, logger=False)  # for callbacks that monitor; the loggers get every measurement:
         for logger in trainer.loggers:

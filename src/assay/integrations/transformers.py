@@ -71,9 +71,10 @@ class WatchCallback(TrainerCallback):
             self._measure(state)
 
     def _measure(self, state: TrainerState) -> None:
-        values = self.watch.measure(state.global_step)
+        if not (values := self.watch.measure(state.global_step)):
+            return
         logged = {self.prefix + key: value for key, value in values.items() if not math.isnan(value)}
         if self.log is not None:
             self.log(logged)
-        elif logged:
+        else:
             state.log_history.append({**logged, "epoch": state.epoch or 0.0, "step": state.global_step})

@@ -22,6 +22,7 @@ KEYS = ("nc1", "nc1_trace", "nc2_equinorm", *SIMPLEX_KEYS, *HEAD_KEYS, "nc4")
 
 # Below this share of the largest eigenvalue a direction of the class means is rounding noise of float32 features.
 _RANK_TOLERANCE = 1e-9
+_COLUMNS = 64  # of the classifier taken to float64 at a time
 
 
 def centred(rows: Tensor) -> Tensor:
@@ -91,10 +92,13 @@ def _head_geometry(mean: Tensor, M: Tensor, head: nn.Linear | None) -> tuple[dic
         return {}, dict.fromkeys(HEAD_KEYS, reason)
     weight, bias = head.weight.detach(), 0.0 if head.bias is None else head.bias.detach().double()
     values = {"nc_bias": (weight @ mean.to(weight.dtype) + bias).norm().item()}
-    W = centred(weight)
-    if not W.any():
+    gram, dual = M.new_zeros(len(M), len(M)), M.new_zeros(len(M), len(M))
+    for W, part in zip(weight.split(_COLUMNS, dim=1), M.split(_COLUMNS, dim=1), strict=True):
+        W = centred(W)
+        gram, dual = gram.addmm_(W, W.T), dual.addmm_(W, part.T)
+    if not gram.any():
         return values, dict.fromkeys(HEAD_KEYS[:-1], "all rows of the head are equal")
-    return values | _simplex(W @ W.T, "_head") | {"nc3": _etf_error(W @ M.T)}, {}
+    return values | _simplex(gram, "_head") | {"nc3": _etf_error(dual)}, {}
 
 
 def _spread_measures(projected: Tensor, trace: float, gram: Tensor) -> tuple[dict[str, float], dict[str, str]]:
@@ -118,7 +122,7 @@ def _spread_measures(projected: Tensor, trace: float, gram: Tensor) -> tuple[dic
 
 
 def collapse_measures(
-    centres: Tensor, counts: Tensor, head: nn.Linear | None, spread: Callable[[Tensor, Tensor], tuple[Tensor, float]]
+    centres: Tensor, counts: Tensor, head: nn.Linear | None, spread: Callable[..., tuple[Tensor, float]]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return all measures but NC4, and for each that is undefined (NaN) why.
 
@@ -126,7 +130,7 @@ def collapse_measures(
         centres: Class means (K, d), overwritten with M.
         counts: Samples per class (K,).
         head: The classifier, if there is one.
-        spread: Maps mu_G (d,) and M (K, d) to N M Sigma_W M^T (K, K) and N tr Sigma_W.
+        spread: Maps mu_G (d,), M (K, d) and M M^T to N M Sigma_W M^T (K, K) and N tr Sigma_W.
     """
     values, skipped = dict.fromkeys(KEYS[:-1], math.nan), _why_undefined(centres, counts)
     if len(skipped) == len(KEYS):
@@ -135,7 +139,7 @@ def collapse_measures(
     M = centres.sub_(mean)
     gram = M @ M.T
     parts = [_means_geometry(gram), _head_geometry(mean, M, head)]
-    projected, trace = spread(mean, M)
+    projected, trace = spread(mean, M, gram)
     for found, reasons in (*parts, _spread_measures(projected / N, trace / N, gram)):
         values, skipped = values | found, reasons | skipped
     return values | dict.fromkeys(set(skipped) & set(values), math.nan), skipped

@@ -59,9 +59,9 @@ def measure_collapse(
     centres, counts = class_sums(features, targets, K)
     nc4 = math.nan
 
-    def spread(mean: Tensor, M: Tensor) -> tuple[Tensor, float]:
+    def spread(mean: Tensor, M: Tensor, gram: Tensor) -> tuple[Tensor, float]:
         nonlocal nc4
-        projected, trace, nc4 = _second_pass(features, targets, mean, M, scores, head)
+        projected, trace, nc4 = _second_pass(features, targets, mean, M, gram, scores, head)
         return projected, trace
 
     values, _ = collapse_measures(centres.div_(counts[:, None]), counts, head, spread)
@@ -70,25 +70,36 @@ def measure_collapse(
 
 @torch.no_grad()
 def _second_pass(
-    features: Tensor, targets: Tensor, mean: Tensor, M: Tensor, scores: Tensor | None, head: nn.Linear | None
+    features: Tensor,
+    targets: Tensor,
+    mean: Tensor,
+    M: Tensor,
+    gram: Tensor,
+    scores: Tensor | None,
+    head: nn.Linear | None,
 ) -> tuple[Tensor, float, float]:
     """Return N M Sigma_W M^T (K, K), N tr Sigma_W and NC4."""
-    gram = M @ M.T
     mean, M = (t.to(torch.promote_types(features.dtype, torch.float32)) for t in (mean, M))
-    projected, trace, different, position = torch.zeros_like(gram), gram.new_zeros(()), gram.new_zeros(()), 0
     # |h - mu_k|^2 = |h|^2 - 2 (h.M_k - |M_k|^2 / 2) with h = residual + M_y: nearest is where the bracket is largest.
     reach = (gram - gram.diagonal() / 2).to(M.dtype)
+    projected, trace, different, position = torch.zeros_like(gram), gram.new_zeros(()), gram.new_zeros(()), 0
     for h, y in chunks(features, targets):
-        residual = (h - mean).sub_(M[y])
+        residual = M[y].add_(mean)
+        torch.sub(h, residual, out=residual)
         p = residual @ M.T
         projected += p.T @ p
         trace += residual.square_().sum()
-        if scores is not None:
-            decided = scores[position : position + len(h)].argmax(dim=1)
-            different += (p.add_(reach[y]).argmax(dim=1) != decided).sum()
-        elif head is not None:
-            decided = F.linear(h.to(head.weight.dtype), head.weight, head.bias).argmax(dim=1)
+        if scores is not None or head is not None:
+            decided = _decided(h, scores, head, position)
             different += (p.add_(reach[y]).argmax(dim=1) != decided).sum()
         position += len(h)
     nc4 = math.nan if scores is None and head is None else different.item() / len(features)
     return projected, trace.item(), nc4
+
+
+def _decided(h: Tensor, scores: Tensor | None, head: nn.Linear | None, position: int) -> Tensor:
+    """Return the network's decisions on the samples from a position on."""
+    if scores is not None:
+        return scores[position : position + len(h)].argmax(dim=1)
+    assert head is not None
+    return F.linear(h.to(head.weight.dtype), head.weight, head.bias).argmax(dim=1)  # head(h) would run its hooks

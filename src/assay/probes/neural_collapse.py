@@ -120,7 +120,7 @@ class NeuralCollapse(Metric):
         """Return the measures by name; `skipped` then says for each NaN why."""
         counts, guess, offset, scatter = self._merged()
 
-        def spread(mean: Tensor, M: Tensor) -> tuple[Tensor, float]:
+        def spread(mean: Tensor, M: Tensor, gram: Tensor) -> tuple[Tensor, float]:
             O = offset @ M.T  # noqa: E741 - the offsets, projected
             projected = M @ scatter @ M.T - (O / counts[:, None]).T @ O
             return projected, (scatter.trace() - (offset.square() / counts[:, None]).sum()).item()

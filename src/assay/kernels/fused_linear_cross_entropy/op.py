@@ -97,16 +97,19 @@ def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _scale_gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    """Scale the gradients in place if the graph is about to be freed, so that autograd can take them without a copy."""
+    """Scale the gradients in place where that is safe, so that autograd can take them over without a copy.
+
+    It is if the graph is about to be freed, and if the tensors are no stand-ins that a compiler traces.
+    """
     _refuse_second_order()
     found: list[Tensor | None] = [None] * ctx.arguments
     if grad_loss is None:
         return tuple(found)
-    keep = torch._C._autograd._get_current_graph_task_keep_graph()
+    retained = torch._C._autograd._get_current_graph_task_keep_graph()
     for place, (needed, gradient) in enumerate(zip(ctx.needs, ctx.saved_tensors, strict=True)):
         if needed:
-            scaled = gradient * grad_loss if keep else gradient.mul_(grad_loss)
-            found[place] = scaled.to(ctx.dtype)
+            in_place = type(gradient) is Tensor and not retained
+            found[place] = (gradient.mul_(grad_loss) if in_place else gradient * grad_loss).to(ctx.dtype)
     return tuple(found)
 
 

@@ -1,0 +1,62 @@
+"""`assay train`: any combination, a user's own objects, and the matrix of rules, losses and probes on digits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SMALL = ("--epochs", "1", "--seeds", "2", "--jobs", "1", "--json")
+RULES = ("backprop", "mono-forward", "cascaded-forward", "forward-forward")
+LOSSES = ("cross-entropy", "cross-entropy(label_smoothing=0.1)", "focal", "stable-max-cross-entropy", "rescaled-mse")
+PROBES = ("neural-collapse", "softmax-collapse")
+
+
+def test_arms_are_compared_with_intervals(assay):
+    """Two rules make two arms, each with mean, interval and n of every metric."""
+    called = assay("train", "--model", "mlp(width=16)", "--rule", "backprop", "--rule", "mono-forward", *SMALL)
+    arms = {row["arm"]: row["metrics"] for row in json.loads(called.out)["arms"]}
+    assert set(arms) == {"backprop", "mono-forward"}
+    cell = arms["backprop"]["test_accuracy"]
+    assert cell["n"] == 2 and cell["interval"][0] <= cell["mean"] <= cell["interval"][1]
+
+
+def test_a_users_own_model_is_taken(assay, tmp_path, monkeypatch):
+    """`--model package.module:MyModel` must import the user's class and train it."""
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, width=8):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    called = assay("train", "--model", "mine:Net(width=4)", *SMALL)
+    assert called.code == 0, called.err
+    assert json.loads(called.out)["trials"] == 2
+
+
+def test_the_table_and_the_page_are_made(assay, tmp_path):
+    """Without --json a table is printed and a page is written, with the command that repeats the run."""
+    called = assay("train", "--model", "mlp(width=8)", "--epochs", "1", "--seeds", "2", "--jobs", "1")
+    assert called.code == 0 and "test_accuracy" in called.out
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_probe_works_under_every_rule_and_loss(assay, rule):
+    """The matrix on digits: what a rule can train with a loss, every probe can measure."""
+    losses = [] if rule == "forward-forward" else [word for loss in LOSSES for word in ("--loss", loss)]
+    probes = [word for probe in PROBES for word in ("--probe", probe)]
+    called = assay("train", "--model", "mlp(width=16)", "--rule", rule, *losses, *probes, *SMALL)
+    assert called.code == 0, called.err
+    arms = json.loads(called.out)["arms"]
+    assert len(arms) == (len(LOSSES) if losses else 1)
+    for arm in arms:
+        assert {"nc1", "nc2_equinorm", "nc4", "softmax_collapse", "test_accuracy"} <= set(arm["metrics"])
+        assert arm["metrics"]["nc1"]["mean"] is not None
+
+
+def test_a_rule_with_its_own_loss_refuses_another(assay):
+    """Forward-Forward can't use a loss; saying nothing would compare it with the wrong thing."""
+    called = assay("train", "--rule", "forward-forward", "--loss", "focal", *SMALL)
+    assert called.code == 2 and "own loss" in called.err

@@ -1,0 +1,75 @@
+"""What follows from code, cards and evidence is up to date, and the generator writes what it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    """The module tools/generate.py."""
+    specification = importlib.util.spec_from_file_location("generate", ROOT / "tools" / "generate.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_nothing_is_out_of_date() -> None:
+    """A page would tell of parts, papers or verdicts that have changed since."""
+    command = [sys.executable, str(ROOT / "tools" / "generate.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_stub_names_every_public_object_once(generate: ModuleType) -> None:
+    """Type checkers and editors would not know a part."""
+    for folder in generate.seams():
+        seam = importlib.import_module(f"assay.{folder.name}")
+        names = [line.split(" as ")[-1] for line in generate.stub(folder).splitlines() if " import " in line]
+        assert sorted(names) == sorted(seam.__all__)
+
+
+def test_gallery_shows_every_paper(generate: ModuleType) -> None:
+    """A paper would be missing from the docs."""
+    page = generate.gallery()
+    for card in generate.cards():
+        assert generate._cell(card.title) in page and generate._cell(card.summary) in page
+
+
+def test_markers_are_filled_and_the_rest_kept(generate: ModuleType) -> None:
+    """Hand-written text around a generated block would be lost."""
+    text = "before\n<!-- counts:begin -->\nold\nold\n<!-- counts:end -->\nafter\n<!-- other:begin -->\nx\n<!-- other:end -->\n"
+    filled = generate._filled(text, {"counts": "new \\1"})
+    assert filled == text.replace("old\nold", "new \\1")
+    assert generate._filled(filled, {"counts": "new \\1"}) == filled
+    empty = "  # nav:begin, by a tool\n  # nav:end\n"
+    assert generate._filled(empty, {"nav": "  - x"}) == "  # nav:begin, by a tool\n  - x\n  # nav:end\n"
+
+
+def test_cells_cannot_break_the_table(generate: ModuleType) -> None:
+    """A title with a bar or markup in it would shift columns or become a link."""
+    assert generate._cell("a | b [c](d) <e>") == r"a \| b \[c\](d) \<e\>"
+
+
+def test_evidence_block_repeats_the_stored_numbers(generate: ModuleType, tmp_path: Path) -> None:
+    """A page would show other numbers than those that were recorded."""
+    (tmp_path / "evidence.json").write_text(
+        '{"claim": "C.", "scale": "desk", "seeds": 7, "limits": "L.", "covers": "the split", "recorded": "2030-01-02T03:04",'
+        '"command": "assay run x", "protocol": 1, "environment": {"torch": "9.9", "processor": "P"}, "verdict": {"status":'
+        '"fails", "method": "M", "outcomes": [{"text": "a > b", "status": "fails", "effect": -0.12345, "interval":'
+        '[null, -0.1], "n": 7}]}}'
+    )
+    page = generate.evidence(replace(generate.cards()[0], folder=tmp_path))
+    assert r"| a \> b | fails | -0.123 | [open, -0.1] | 7 |" in page
+    for expected in ("fails (desk, n = 7)", "2030-01-02", "`assay run x`", "torch 9.9", "L.", "C."):
+        assert expected in page
