@@ -152,7 +152,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[int], Iterable[dict[str, Any]]], int]] =
     "coverage": (coverage, 20_000),
     "false_verdicts": (false_verdicts, 5_000),
     "false_equivalence": (false_equivalence, 4_000),
-    "false_families": (false_families, 2_000),
+    "false_families": (false_families, 8_000),
     "false_correlations": (false_correlations, 2_000),
     "power": (power, 2_000),
 }

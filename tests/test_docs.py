@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from assay.cards import load_cards, load_verdict
 from assay.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,7 @@ def test_commands_parse(page: Path) -> None:
 
 def test_pages_of_papers_tell_their_verdict() -> None:
     """A page would leave out, or type by hand, what the evidence says."""
-    for page in ROOT.glob("docs/papers/*.md"):
-        if page.stem != "index":
+    for card in load_cards():
+        page = ROOT / "docs" / "papers" / f"{card.id}.md"
+        if load_verdict(card):
             assert "<!-- evidence:begin -->" in page.read_text(encoding="utf-8"), page.name

@@ -152,7 +152,7 @@ def gallery() -> str:
     for seam in sorted({card.seam for card in cards()}):
         rows = [
             (
-                f"**{_linked(card, 'papers/')}**<br>{_cell(card.summary)}",
+                f"**{_linked(card, 'papers/')}**<br>{_cell(card.summary)}<br>`{card.id}`",
                 f"{_cell(card.venue)} {card.year}<br>{_reference(card)}",
                 _named((*card.parts, *card.probes)),
                 _ruling(card) or card.status,

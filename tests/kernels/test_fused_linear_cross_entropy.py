@@ -3,14 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from assay.errors import InvalidInput
-from assay.kernels import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_reference
-from assay.kernels.fused_linear_cross_entropy.chunked import chunk_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.errors import InvalidInput
+from assay.kernels import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_reference
+from assay.kernels.fused_linear_cross_entropy.chunked import chunk_rows
+
 
 def head(rows=11, features=4, classes=9, dtype=torch.float64, seed=0, ignored=()):
+    """Hidden states (R, H), weight (V, H) and bias (V,) that want gradients, and labels (R,)."""
     generator = torch.Generator().manual_seed(seed)
     hidden, weight, bias = (
         torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
@@ -22,6 +24,7 @@ def head(rows=11, features=4, classes=9, dtype=torch.float64, seed=0, ignored=()
 
 
 def eager(hidden, linear_weight, labels, *, linear_bias=None, **options):
+    """What must come out, in plain torch."""
     return F.cross_entropy(F.linear(hidden, linear_weight, linear_bias), labels, **options)
 
 

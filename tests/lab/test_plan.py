@@ -39,9 +39,7 @@ def test_canonical_text_restores_the_data_and_ignores_the_order_of_keys(data):
 
 def test_a_key_is_the_hash_of_what_decides_the_outcome():
     """Keys would differ from those of earlier versions of Assay, and every stored trial would be run again."""
-    text = (
-        f'{{"arm":{{"betas":[0.9,1],"name":"\\u00e9"}},"protocol":{PROTOCOL},"scale":"desk","seed":3,"task":"t","version":2}}'
-    )
+    text = f'{{"arm":{{"betas":[0.9,1],"name":"\\u00e9"}},"protocol":{PROTOCOL},"scale":"desk","seed":3,"task":"t","version":2}}'
     key = trial_key({"name": "é", "betas": (0.9, 1)}, 3, "desk", "t", 2)
     assert key == hashlib.sha256(text.encode()).hexdigest()
 

@@ -26,14 +26,17 @@ HERE = Path(__file__).parent
 
 @pytest.fixture
 def path(tmp_path):
+    """Where a store can be made."""
     return tmp_path / "store.sqlite"
 
 
 def go(study, path, seeds=2, jobs=1, **options):
+    """Run a study with the tests' usual options."""
     return run(study, task="task", scale="smoke", seeds=seeds, store=path, jobs=jobs, **options)
 
 
 def outcomes(result):
+    """Return what has to be the same in every run, by trial."""
     return {(t.stage, t.arm, t.seed, t.key): outcome(record) for t, record in result.trials}
 
 
@@ -121,12 +124,12 @@ def test_two_arms_with_one_description_share_their_trials(path, tmp_path):
 def test_divergence_and_timeout_are_results(path, jobs):
     """One diverging arm would end the study."""
     arms = {"ok": Draw(), "diverges": Misbehave(how="diverge"), "hangs": Misbehave(how="hang")}
-    result = go(make_study(arms, time_limit=0.3), path, jobs=jobs)
+    result = go(make_study(arms, time_limit=1.0), path, jobs=jobs)
     status = {arm: [r.status for r in by_seed.values()] for arm, by_seed in result.records.items()}
     assert status == {"ok": ["done"] * 2, "diverges": ["done", "diverged"], "hangs": ["done", "timeout"]}
     late = result.records["hangs"][1]
     assert (late.metrics, late.series) == ({}, {})
-    assert late.resources["seconds"] >= 0.3
+    assert late.resources["seconds"] >= 1.0
     assert result.records["diverges"][1].metrics == {}
 
 
@@ -156,7 +159,7 @@ def test_a_broken_arm_is_named_and_finished_trials_are_kept(path, jobs, how, err
 def test_a_dead_worker_is_one_clear_error_and_the_run_resumes(path):
     """Out of memory, the user would see a hundred lines of the pool's traceback."""
     study = make_study({"good": Draw(), "dies": Misbehave(how="die", seconds=0.1)})
-    with pytest.raises(AssayError, match="a worker process died.*fewer jobs than 2.*are kept"):
+    with pytest.raises(AssayError, match=r"a worker process died.*fewer jobs than 2.*are kept"):
         go(study, path, jobs=2)
     mended = make_study({"good": Draw(), "dies": Misbehave(how="die", seeds=())})
     assert go(mended, path, jobs=2).resumed == 3
@@ -337,6 +340,7 @@ def test_a_run_killed_ten_times_equals_an_uninterrupted_one(tmp_path):
 
 
 def count(path):
+    """Return how many trials a store has, also while a run writes to it."""
     if not path.exists():
         return 0
     connection = sqlite3.connect(path, timeout=30)

@@ -141,6 +141,15 @@ def test_constant_samples_are_exact() -> None:
     assert equivalence_test(sample, 0.0, 0.2) == 0
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_extreme_units_do_not_matter(scale: float) -> None:
+    """If this failed, tiny probabilities or exploding losses would overflow into certainty or NaN."""
+    sample = normal(2, 6) + 1
+    assert t_test(scale * sample, 0.0) == pytest.approx(t_test(sample, 0.0))
+    assert sign_flip_test(scale * sample) == sign_flip_test(sample)
+    assert t_interval(scale * sample) == pytest.approx(tuple(scale * end for end in t_interval(sample)))
+
+
 def test_holm_by_hand() -> None:
     """If this failed, Holm's worked example (multiply by 4, 3, 2, 1 in order, keep the running maximum) would not hold."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))

@@ -22,6 +22,7 @@ from assay.lab.store import SCHEMA_VERSION, Store, StoredTrial, _unpack, default
 
 
 def stored(key="k", value=1.0, **record):
+    """Return a finished trial."""
     trial = Trial(key, "task", "arm", 0, "smoke", "final", {"lr": 0.1})
     return StoredTrial(trial, Record(metrics={"value": value}, **record), {"python": "3"}, "2026-01-01T00:00:00+00:00")
 
@@ -39,6 +40,7 @@ def filled(path, trials=TRIALS):
 
 @pytest.fixture
 def path(tmp_path):
+    """Where a store can be made."""
     return tmp_path / "store.sqlite"
 
 
@@ -212,7 +214,7 @@ def test_a_damaged_page_is_noticed_and_left_alone(path, page):
     start = page * size + (100 if page == 0 else 0)
     data[start : start + 64] = np.random.default_rng(page).bytes(64)
     path.write_bytes(data)
-    with pytest.raises(StoreError, match="is damaged|is not an Assay store") as error, Store(path) as store:
+    with pytest.raises(StoreError, match=r"is damaged|is not an Assay store") as error, Store(path) as store:
         store.trials(f"k{i}" for i in range(TRIALS))
     assert "\n" not in str(error.value)
     assert path.read_bytes() == data
@@ -321,10 +323,10 @@ def test_a_full_disk_keeps_what_the_store_has(tmp_path):
         pytest.skip("needs the right to mount a small file system")
     try:
         path = folder / "store.sqlite"
-        with pytest.raises(StoreError, match="disk (is )?full"), Store(path) as store:
+        with pytest.raises(StoreError, match=r"disk (is )?full"), Store(path) as store:
             for i in range(100):
                 store.add(stored(f"k{i}", arrays={"a": np.random.default_rng(i).normal(size=2000)}))
-        with pytest.raises(StoreError, match="disk (is )?full"), Store(folder / "second.sqlite"):
+        with pytest.raises(StoreError, match=r"disk (is )?full"), Store(folder / "second.sqlite"):
             pass
         data = {p.name: p.read_bytes() for p in folder.iterdir()}
         room = tmp_path / "room"

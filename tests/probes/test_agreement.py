@@ -8,6 +8,7 @@ from assay.probes.agreement import feature_agreement
 
 
 def means(K, d, seed):
+    """K random rows."""
     return torch.randn(K, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

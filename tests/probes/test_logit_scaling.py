@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,18 +13,21 @@ KEY = "logit_scaling_alignment"
 
 
 def network(seed=0, bias=False, depth=3):
+    """A ReLU network in float64."""
     torch.manual_seed(seed)
     sizes = [5, *[16] * (depth - 1), 4]
-    layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b, bias=bias), nn.ReLU())]
+    layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b, bias=bias), nn.ReLU())]
     return nn.Sequential(*layers[:-1]).double()
 
 
 def data(n=30):
+    """Inputs and labels."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(n, 5, generator=generator, dtype=torch.float64), torch.randint(4, (n,), generator=generator)
 
 
 def batches(x, y, size):
+    """Cut into pairs."""
     return list(zip(x.split(size), y.split(size), strict=True))
 
 

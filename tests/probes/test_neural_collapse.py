@@ -19,6 +19,7 @@ def simplex(K, d, generator=None):
 
 
 def random_case(K=5, d=9, n=30, spread=0.5, seed=0, dtype=torch.float64):
+    """Features about random means with unequal class sizes, and a random head."""
     generator = torch.Generator().manual_seed(seed)
     targets = torch.cat([torch.arange(K), torch.randint(K, (n * K - K,), generator=generator)])
     means = torch.randn(K, d, generator=generator, dtype=torch.float64) + 2

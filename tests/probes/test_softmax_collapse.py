@@ -9,6 +9,7 @@ from assay.probes.softmax_collapse import SoftmaxCollapse
 
 
 def measured(scores, targets, dtype=torch.float32):
+    """The values of one batch."""
     probe = SoftmaxCollapse(dtype)
     probe.update(scores, targets)
     return probe.compute()

@@ -14,7 +14,7 @@ from assay.errors import InvalidInput
 from assay.models.cnn import CNN
 from assay.models.mlp import MLP
 from assay.rules.cascaded_forward import CascadedForward
-from assay.rules.fit import fit
+from assay.rules.fitting import fit
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -174,7 +174,7 @@ def _download(file: DataFile) -> Path:
     except MissingData:
         raise
     except (OSError, HTTPException) as error:
-        raise _missing(file, f"is not there and its download failed ({error})") from error
+        raise _missing(file, f"is not there and its download failed ({getattr(error, 'reason', error)})") from error
     return target
 
 

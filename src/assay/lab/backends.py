@@ -10,8 +10,10 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
+from typing import Any
 
 from assay.errors import InvalidInput, MissingExtra
 from assay.lab.environment import usable_cores
@@ -38,7 +40,23 @@ def _dask(jobs: int, threads: int) -> Iterator[None]:
         distributed.Client(**_dask_cluster(jobs)) as client,
         parallel_config("dask", client=client),
     ):
+        _report_deaths()
         yield
+
+
+def _report_deaths() -> None:
+    """Tell joblib of a dead Dask worker: its Dask backend sets the future's exception, but nobody waits for that."""
+    from joblib.parallel import get_active_backend
+
+    backend, _ = get_active_backend()
+    submit = backend.submit
+
+    def submit_and_report(function: Any, callback: Callable[[BaseException], None]) -> Future[Any]:
+        future: Future[Any] = submit(function, callback)
+        future.add_done_callback(lambda done: callback(error) if (error := done.exception()) else None)
+        return future
+
+    backend.submit = submit_and_report
 
 
 def _dask_cluster(jobs: int) -> dict[str, object]:

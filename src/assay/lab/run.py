@@ -100,8 +100,8 @@ def run(
         store: SQLite file of finished trials; made if it does not exist.
         jobs: Trials at a time; None for as many as the cores allow.
         backend: "loky", "dask" or "ray".
-        progress: Called with (finished trials, all trials, the one that finished) from another thread, for stored trials
-            too.
+        progress: Called with (finished trials, all trials, the one that finished), from another thread, and
+            for stored trials too.
 
     Raises:
         InvalidInput: If seeds, jobs, backend, an arm's description or the tuning budgets are not usable.
@@ -116,9 +116,9 @@ def run(
     jobs = check_jobs(backend, jobs, study.threads)
     tuning = plan_tuning(study, task=task, scale=scale)
     tuning_trials = [trial for points in tuning for point in points for trial in point]
-    with Store(store) as opened:
+    with Store(store) as opened, contextlib.ExitStack() as cluster:
         total = len(tuning_trials) + len(study.arms) * seeds
-        runner = _Runner(study, opened, jobs, backend, progress or _ignore, total)
+        runner = _Runner(study, opened, jobs, backend, progress or _ignore, total, cluster)
         scores = {trial.key: _score(trial, record) for trial, record in runner.finish(tuning_trials)}
         winners = {points[0][0].arm: _best(points, scores) for points in tuning}
         arms = {name: winners[name].final() if name in winners else arm for name, arm in study.arms.items()}
@@ -161,6 +161,8 @@ class _Runner:
     backend: str
     progress: Progress
     total: int
+    cluster: contextlib.ExitStack
+    started: bool = False
     resumed: int = 0
     finished: list[tuple[Trial, Record]] = field(default_factory=list)
 
@@ -183,8 +185,10 @@ class _Runner:
 
         order = _Order(self.store.path.absolute(), self.store.id, self.study.time_limit, self.study.threads)
         try:
-            with trial_backend(self.backend, self.jobs, self.study.threads):
-                elsewhere = Parallel(batch_size=1)(delayed(run_trial)(trial, order) for trial in trials)
+            if not self.started:
+                self.cluster.enter_context(trial_backend(self.backend, self.jobs, self.study.threads))
+                self.started = True
+            elsewhere = Parallel(batch_size=1)(delayed(run_trial)(trial, order) for trial in trials)
         except Exception as error:
             raise self._explained(error) from error
         for stored in filter(None, elsewhere):

@@ -54,9 +54,12 @@ def _checked_alternative(alternative: str) -> None:
 
 def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
     """Return the mean and its standard error; both exact where the sample does not vary."""
-    if np.ptp(values) == 0:
+    width = float(np.ptp(values))
+    if width == 0:
         return float(values[0]), 0.0
-    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+    # In units of the width, since squares of 1e-200 or 1e200 are 0 or infinite.
+    deviation = width * float((values / width).std(ddof=1))
+    return float(values.mean()), deviation / math.sqrt(len(values))
 
 
 def t_interval(sample: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:

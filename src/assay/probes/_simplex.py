@@ -8,16 +8,16 @@ matrices in float64; nothing is ever d x d.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KEYS", "centred", "collapse_measures"]
+__all__ = ["CollapseGeometry", "centred"]
 
 SIMPLEX_KEYS = ("nc2_equiangular", "nc2_maxangle", "nc2_etf")
 HEAD_SIMPLEX_KEYS = ("nc2_equiangular_head", "nc2_maxangle_head", "nc2_etf_head", "nc3")
 HEAD_KEYS = ("nc2_equinorm_head", *HEAD_SIMPLEX_KEYS, "nc_bias")
+MEANS_KEYS = ("nc1", "nc1_trace", "nc2_equinorm", *SIMPLEX_KEYS, "nc3")
 KEYS = ("nc1", "nc1_trace", "nc2_equinorm", *SIMPLEX_KEYS, *HEAD_KEYS, "nc4")
 
 # Below this share of the largest eigenvalue a direction of the class means is rounding noise of float32 features.
@@ -43,7 +43,7 @@ def _why_undefined(centres: Tensor, counts: Tensor) -> dict[str, str]:
         return dict.fromkeys(KEYS, "there is only one class")
     if missing:
         return dict.fromkeys(KEYS, f"{len(missing)} of {K} classes have no samples, the first is {missing[0]}")
-    if not centres.isfinite().all():
+    if not centres.sum().isfinite():
         return dict.fromkeys(KEYS, "the features contain NaN or infinity")
     if d < K - 1:
         reason = f"{K} classes need {K - 1} dimensions for a simplex, the features have {d}"
@@ -61,20 +61,13 @@ def _etf_error(gram: Tensor) -> float:
 def _simplex(gram: Tensor, suffix: str) -> dict[str, float]:
     """Return the four measures of how far K vectors with this Gram matrix are from a simplex ETF."""
     K, norms = len(gram), gram.diagonal().sqrt()
-    cosines = (gram / torch.outer(norms, norms))[~torch.eye(K, dtype=torch.bool, device=gram.device)]
+    cosines = (gram / torch.outer(norms, norms)).flatten()[:-1].view(K - 1, K + 1)[:, 1:]  # off the diagonal
     return {
         f"nc2_equinorm{suffix}": (norms.std(correction=0) / norms.mean()).item(),
         f"nc2_equiangular{suffix}": cosines.std(correction=0).item(),
         f"nc2_maxangle{suffix}": (cosines + 1 / (K - 1)).abs().mean().item(),
         f"nc2_etf{suffix}": _etf_error(gram),
     }
-
-
-def _means_geometry(gram: Tensor) -> tuple[dict[str, float], dict[str, str]]:
-    """Return NC2 of class means with Gram matrix M M^T (K, K), and why it is undefined if it is."""
-    if not gram.trace() > 0:
-        return {}, dict.fromkeys(("nc2_equinorm", *SIMPLEX_KEYS), "all class means are equal")
-    return _simplex(gram, ""), {}
 
 
 def _head_geometry(mean: Tensor, M: Tensor, head: nn.Linear | None) -> tuple[dict[str, float], dict[str, str]]:
@@ -121,25 +114,39 @@ def _spread_measures(projected: Tensor, trace: float, gram: Tensor) -> tuple[dic
     return values | {"nc1": max(0.0, nc1)}, {}
 
 
-def collapse_measures(
-    centres: Tensor, counts: Tensor, head: nn.Linear | None, spread: Callable[..., tuple[Tensor, float]]
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Return all measures but NC4, and for each that is undefined (NaN) why.
+class CollapseGeometry:
+    """The measures of neural collapse but NC4, from class means, a head and, at last, the spread about the means.
 
     Args:
         centres: Class means (K, d), overwritten with M.
         counts: Samples per class (K,).
         head: The classifier, if there is one.
-        spread: Maps mu_G (d,), M (K, d) and M M^T to N M Sigma_W M^T (K, K) and N tr Sigma_W.
+
+    Attributes:
+        defined: False if nothing is; `mean` (d,), `M` (K, d) and `gram` = M M^T (K, K) exist only if something is.
+        values: What is known so far, NaN where undefined.
+        skipped: Why a value is NaN, by name.
     """
-    values, skipped = dict.fromkeys(KEYS[:-1], math.nan), _why_undefined(centres, counts)
-    if len(skipped) == len(KEYS):
-        return values, skipped
-    mean, N = centres.mean(dim=0), counts.sum().item()
-    M = centres.sub_(mean)
-    gram = M @ M.T
-    parts = [_means_geometry(gram), _head_geometry(mean, M, head)]
-    projected, trace = spread(mean, M, gram)
-    for found, reasons in (*parts, _spread_measures(projected / N, trace / N, gram)):
-        values, skipped = values | found, reasons | skipped
-    return values | dict.fromkeys(set(skipped) & set(values), math.nan), skipped
+
+    def __init__(self, centres: Tensor, counts: Tensor, head: nn.Linear | None) -> None:
+        self.values = dict.fromkeys(KEYS[:-1], math.nan)
+        self.skipped = _why_undefined(centres, counts)
+        self.defined = len(self.skipped) < len(KEYS)
+        if not self.defined:
+            return
+        self.samples = counts.sum().item()
+        self.mean = centres.mean(dim=0)
+        self.M = centres.sub_(self.mean)
+        self.gram = self.M @ self.M.T
+        if not self.gram.trace() > 0:
+            self.skipped = dict.fromkeys(MEANS_KEYS, "all class means are equal") | self.skipped
+        self._add(_simplex(self.gram, ""), {})
+        self._add(*_head_geometry(self.mean, self.M, head))
+
+    def add_spread(self, projected: Tensor, trace: float) -> None:
+        """Add NC1 and the ratio of traces from N M Sigma_W M^T (K, K) and N tr Sigma_W."""
+        self._add(*_spread_measures(projected / self.samples, trace / self.samples, self.gram))
+
+    def _add(self, values: dict[str, float], reasons: dict[str, str]) -> None:
+        self.skipped = reasons | self.skipped
+        self.values |= {key: math.nan if key in self.skipped else value for key, value in values.items()}

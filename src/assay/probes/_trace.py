@@ -59,9 +59,7 @@ class _ModuleState:
         self.training = module.training
         self.hooks = {name: dict(getattr(module, name)) for name in _HOOKS}
         self.gradients = [(p, p.requires_grad, p.grad) for p in module._parameters.values() if p is not None]
-        self.buffers = {
-            name: (b, b._version, b.detach().clone()) for name, b in module._buffers.items() if b is not None
-        }
+        self.buffers = {name: (b, b.detach().clone()) for name, b in module._buffers.items() if b is not None}
         for parameter, _, _ in self.gradients:
             parameter.grad = None  # a backward pass inside then fills new tensors and leaves the user's alone
 
@@ -76,8 +74,8 @@ class _ModuleState:
         for parameter, requires_grad, gradient in self.gradients:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
-        for name, (buffer, version, value) in self.buffers.items():
-            if buffer._version != version:
+        for name, (buffer, value) in self.buffers.items():
+            if not torch.equal(buffer, value):  # batch norm's running statistics change without a new version
                 with torch.no_grad():
                     buffer.copy_(value)
             self.module._buffers[name] = buffer

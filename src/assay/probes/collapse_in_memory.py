@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from assay.errors import InvalidInput
-from assay.probes._simplex import collapse_measures
+from assay.probes._simplex import CollapseGeometry
 from assay.probes.class_statistics import check_labels, chunks, class_count, class_sums
 
 __all__ = ["measure_collapse"]
@@ -56,30 +56,26 @@ def measure_collapse(
         raise InvalidInput(f"scores must be ({len(features)}, {K}), not {tuple(scores.shape)}")
     if head is not None and head.in_features != features.shape[1]:
         raise InvalidInput(f"the head reads {head.in_features} features, not {features.shape[1]}")
-    centres, counts = class_sums(features, targets, K)
-    nc4 = math.nan
+    geometry = CollapseGeometry(*_means(features, targets, K), head)
+    if not geometry.defined:
+        return geometry.values | {"nc4": math.nan}
+    geometry.M = geometry.M.to(torch.promote_types(features.dtype, torch.float32))  # the float64 means go
+    projected, trace, nc4 = _second_pass(features, targets, geometry, scores, head)
+    geometry.add_spread(projected, trace)
+    return geometry.values | {"nc4": nc4}
 
-    def spread(mean: Tensor, M: Tensor, gram: Tensor) -> tuple[Tensor, float]:
-        nonlocal nc4
-        projected, trace, nc4 = _second_pass(features, targets, mean, M, gram, scores, head)
-        return projected, trace
 
-    values, _ = collapse_measures(centres.div_(counts[:, None]), counts, head, spread)
-    return values | {"nc4": nc4}
+def _means(features: Tensor, targets: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    sums, counts = class_sums(features, targets, num_classes)
+    return sums.div_(counts[:, None]), counts
 
 
 @torch.no_grad()
 def _second_pass(
-    features: Tensor,
-    targets: Tensor,
-    mean: Tensor,
-    M: Tensor,
-    gram: Tensor,
-    scores: Tensor | None,
-    head: nn.Linear | None,
+    features: Tensor, targets: Tensor, geometry: CollapseGeometry, scores: Tensor | None, head: nn.Linear | None
 ) -> tuple[Tensor, float, float]:
     """Return N M Sigma_W M^T (K, K), N tr Sigma_W and NC4."""
-    mean, M = (t.to(torch.promote_types(features.dtype, torch.float32)) for t in (mean, M))
+    M, gram, mean = geometry.M, geometry.gram, geometry.mean.to(geometry.M.dtype)
     # |h - mu_k|^2 = |h|^2 - 2 (h.M_k - |M_k|^2 / 2) with h = residual + M_y: nearest is where the bracket is largest.
     reach = (gram - gram.diagonal() / 2).to(M.dtype)
     projected, trace, different, position = torch.zeros_like(gram), gram.new_zeros(()), gram.new_zeros(()), 0

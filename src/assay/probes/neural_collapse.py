@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from assay.errors import InvalidInput
-from assay.probes._simplex import collapse_measures
+from assay.probes._simplex import CollapseGeometry
 from assay.probes.class_statistics import check_labels, chunks, class_count, class_sums
 from assay.probes.nearest_centre import NearestCentreDisagreement
 
@@ -119,15 +119,13 @@ class NeuralCollapse(Metric):
     def compute(self) -> dict[str, float]:
         """Return the measures by name; `skipped` then says for each NaN why."""
         counts, guess, offset, scatter = self._merged()
-
-        def spread(mean: Tensor, M: Tensor, gram: Tensor) -> tuple[Tensor, float]:
-            O = offset @ M.T  # noqa: E741 - the offsets, projected
-            projected = M @ scatter @ M.T - (O / counts[:, None]).T @ O
-            return projected, (scatter.trace() - (offset.square() / counts[:, None]).sum()).item()
-
         self._centres = guess + offset / counts[:, None]
-        head = self._head[0] if self._head else None
-        values, self.skipped = collapse_measures(self._centres.clone(), counts, head, spread)
+        geometry = CollapseGeometry(self._centres.clone(), counts, self._head[0] if self._head else None)
+        if geometry.defined:
+            M, O = geometry.M, offset @ geometry.M.T  # noqa: E741 - the offsets, projected
+            projected = M @ scatter @ M.T - (O / counts[:, None]).T @ O
+            geometry.add_spread(projected, (scatter.trace() - (offset.square() / counts[:, None]).sum()).item())
+        values, self.skipped = geometry.values, geometry.skipped
         if self.nc4:
             self.skipped.setdefault("nc4", "it takes a second pass, see follow_up")
             return values | {"nc4": math.nan}

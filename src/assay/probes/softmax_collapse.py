@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -67,10 +68,9 @@ class SoftmaxCollapse(Metric):
             InvalidInput: If shapes, types or labels are wrong.
         """
         check_labels(scores, targets, scores.shape[-1])
-        gaps = scores.detach().to(self.loss_dtype)
-        gaps = gaps - gaps.amax(dim=1, keepdim=True)
-        denominator = gaps.exp().sum(dim=1)
-        loss = denominator.log() - gaps.gather(1, targets[:, None])[:, 0]
+        z = scores.detach().to(self.loss_dtype)
+        denominator = (z - z.amax(dim=1, keepdim=True)).exp().sum(dim=1)
+        loss = F.cross_entropy(z, targets, reduction="none")
         finite = scores.isfinite().all(dim=1)
         # A NaN makes the sums NaN, which is what compute then reports.
         self.collapsed = self.collapsed.to(scores.device) + torch.where(finite, denominator == 1, math.nan).sum()

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from assay.errors import InvalidInput
-from assay.rules.blocks import Blocks, blocks, trainable
 from assay.rules.rule import Rule
+from assay.rules.splitting import Blocks, blocks, trainable
 
 __all__ = ["Backprop"]
 

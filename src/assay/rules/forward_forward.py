@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from assay.errors import InvalidInput
-from assay.rules.blocks import blocks, trainable
 from assay.rules.rule import Rule
+from assay.rules.splitting import blocks, trainable
 
 __all__ = ["ForwardForward", "embed_label", "forward_forward_init", "rms_normalise"]
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from assay.errors import InvalidInput
 from assay.models._layers import linear
-from assay.rules.blocks import block_widths, trainable
-from assay.rules.blocks import blocks as find_blocks
 from assay.rules.rule import Rule
+from assay.rules.splitting import block_widths, trainable
+from assay.rules.splitting import blocks as find_blocks
 
 __all__ = ["MonoForward"]
 

@@ -1,4 +1,4 @@
-"""What every fused kernel must pass; a factory returns a `Kernel`: the op, its plain reference, and how to make inputs."""
+"""What every fused kernel must pass; a factory returns a `Kernel`: the op, its plain reference, a maker of inputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Kernel:
         call: The op: tensors in, one tensor out. Floating-point tensors among its arguments are differentiated.
         reference: The same in plain PyTorch, right in float64.
         inputs: Makes the tensors, of odd sizes, from a dtype and a generator.
-        operators: Given the tensors, the registered operators beneath with their arguments, for `torch.library.opcheck`.
+        operators: Given the tensors, the registered operators beneath, with arguments for `torch.library.opcheck`.
     """
 
     call: Callable[..., Tensor]
@@ -123,7 +123,7 @@ def gradient(factory: Factory) -> None:
 
 
 def agreement(factory: Factory) -> None:
-    """Results and gradients are the reference's in float64, up to the rounding of each dtype; gradients keep the dtype."""
+    """Results and gradients are the reference's in float64 up to rounding, and gradients have their tensors' dtypes."""
     kernel = factory()
     for dtype, tolerance in TOLERANCES.items():
         for seed in range(3):

@@ -19,7 +19,7 @@ from assay.models.cnn import CNN
 from assay.models.mlp import MLP
 from assay.rules.backprop import Backprop
 from assay.rules.cascaded_forward import CascadedForward
-from assay.rules.fit import fit
+from assay.rules.fitting import fit
 from assay.rules.forward_forward import ForwardForward
 from assay.rules.mono_forward import MonoForward
 from assay.rules.rule import Rule

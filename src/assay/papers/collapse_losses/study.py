@@ -36,7 +36,7 @@ RATES = {name: (0.03, 0.1, 0.3, 1.0) for name in LOSSES} | {"squared": (0.01, 0.
 
 @dataclass(frozen=True)
 class Setting:
-    """What a scale decides: data, the two widths as names of models, the two lengths in epochs, weight decay."""
+    """What a scale decides: data, two widths as models, two lengths in epochs, decay, and how much of it all to run."""
 
     data: str
     narrow: str
@@ -45,6 +45,7 @@ class Setting:
     long: int
     weight_decay: float
     rates: int = 4
+    mixed_cells: bool = True
 
 
 SETTINGS = {
@@ -56,6 +57,7 @@ SETTINGS = {
         long=12,
         weight_decay=5e-3,
         rates=2,
+        mixed_cells=False,
     ),
     "desk": Setting(
         data="mnist(train=2000, validation=500, test=2000, pool=2)",
@@ -116,24 +118,33 @@ def unconstrained_features(
 
 def _network_arms(setting: Setting) -> dict[str, Arm]:
     """Return one arm per width, length and loss, each with its own learning rate to be tuned."""
-    arms: dict[str, Arm] = {}
-    for width, model in (("narrow", setting.narrow), ("wide", setting.wide)):
-        for length, epochs in (("brief", setting.brief), ("long", setting.long)):
-            milestones = [round(epochs * 3 / 7), round(epochs * 5 / 7)]
-            for name, loss in LOSSES.items():
-                arms[f"{width}-{length}/{name}"] = Experiment(
-                    data=setting.data,
-                    model=model,
-                    loss=loss,
-                    optimizer=f"sgd(lr=0.1, momentum=0.9, weight_decay={setting.weight_decay})",
-                    schedule=f"multi-step(milestones={milestones}, gamma=0.1)",
-                    probes=("neural-collapse(nc4=False)",),
-                    epochs=epochs,
-                    batch_size=128,
-                    evaluate_every=max(1, epochs // 10),
-                    tune={"optimizer.lr": RATES[name][: setting.rates]},
-                )
-    return arms
+    cells = [
+        ("narrow-brief", setting.narrow, setting.brief),
+        ("narrow-long", setting.narrow, setting.long),
+        ("wide-brief", setting.wide, setting.brief),
+        ("wide-long", setting.wide, setting.long),
+    ]
+    return {
+        f"{cell}/{name}": _network(setting, model, epochs, name)
+        for cell, model, epochs in (cells if setting.mixed_cells else [cells[0], cells[-1]])
+        for name in LOSSES
+    }
+
+
+def _network(setting: Setting, model: str, epochs: int, loss: str) -> Experiment:
+    milestones = [round(epochs * 3 / 7), round(epochs * 5 / 7)]
+    return Experiment(
+        data=setting.data,
+        model=model,
+        loss=LOSSES[loss],
+        optimizer=f"sgd(lr=0.1, momentum=0.9, weight_decay={setting.weight_decay})",
+        schedule=f"multi-step(milestones={milestones}, gamma=0.1)",
+        probes=("neural-collapse(nc4=False)",),
+        epochs=epochs,
+        batch_size=128,
+        evaluate_every=max(1, epochs // 10),
+        tune={"optimizer.lr": RATES[loss][: setting.rates]},
+    )
 
 
 def _feature_arms() -> dict[str, Arm]:

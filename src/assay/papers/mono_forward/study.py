@@ -9,6 +9,7 @@ same grid, and a trained head on frozen random blocks.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from assay.errors import InvalidInput
 from assay.lab import Experiment, Study, greater
@@ -45,12 +46,12 @@ BASES = {
 }  # fmt: skip
 
 # What the comparisons with Forward-Forward and Cascaded Forward change.
-DEEPER = {
+DEEPER: Mapping[str, dict[str, Any]] = {
     "smoke": {"model": "mlp(width=32, depth=3)"},
     "desk": {"model": "mlp(width=256, depth=3)"},
     "paper": {"model": "mlp(width=1000, depth=3)"},
 }
-CONVOLUTIONAL = {
+CONVOLUTIONAL: Mapping[str, dict[str, Any]] = {
     "smoke": {"model": "cnn(channels=(4, 8, 8))"},
     "desk": {
         "data": "mnist(train=6000, validation=1000, test=3000, pool=2)",

@@ -9,7 +9,7 @@ from torch import nn
 from assay.errors import InvalidInput
 from assay.models.cnn import CNN
 from assay.models.mlp import MLP
-from assay.rules.blocks import block_widths, blocks
+from assay.rules.splitting import block_widths, blocks
 
 
 def test_flat_sequential_is_grouped_by_weights() -> None:
@@ -88,3 +88,11 @@ def test_input_shape_is_inferred_or_asked_for() -> None:
     assert block_widths(blocks(conv), conv, (2, 4, 4)) == (32, [12])
     with pytest.raises(InvalidInput, match="do not take inputs of shape"):
         block_widths(blocks(conv), conv, (7, 4, 4))
+
+
+def test_seam_exports_functions_not_their_modules() -> None:
+    """A module named like its function would hide it: `from assay.rules import blocks, fit` would give modules."""
+    import assay.rules
+
+    assert callable(assay.rules.blocks) and callable(assay.rules.fit)
+    assert assay.rules.blocks is blocks

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from assay.errors import InvalidInput
 from assay.models.mlp import MLP
 from assay.rules.backprop import Backprop
-from assay.rules.fit import fit
+from assay.rules.fitting import fit
 from assay.rules.mono_forward import MonoForward
 
 SGD = partial(torch.optim.SGD, lr=0.1)
