@@ -1,4 +1,4 @@
-import subprocess
+import importlib
 import sys
 
 import pytest
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from assay.errors import InvalidInput
+from assay.errors import InvalidInput, MissingExtra
 from assay.watch import Watch
 
 lightning = pytest.importorskip("lightning.pytorch")
@@ -99,13 +99,10 @@ def test_intervals_are_checked():
 
 
 @pytest.mark.parametrize("name", ["lightning", "transformers"])
-def test_without_the_extra_the_error_says_what_to_install(name):
+def test_without_the_extra_the_error_says_what_to_install(name, monkeypatch):
     """An import error names a module that the user never heard of."""
-    code = (
-        f"import sys; sys.modules[{name!r}] = None\n"
-        "from assay.errors import MissingExtra\n"
-        f"try:\n    import assay.integrations.{name}\n"
-        f"except MissingExtra as error:\n    assert 'assay[{name}]' in str(error)\n"
-        "else:\n    raise SystemExit('imported')\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, f"{name}.pytorch", None)
+    monkeypatch.delitem(sys.modules, f"assay.integrations.{name}", raising=False)
+    with pytest.raises(MissingExtra, match=rf"assay\[{name}\]"):
+        importlib.import_module(f"assay.integrations.{name}")

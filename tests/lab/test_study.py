@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from assay.errors import InvalidInput
+from assay.errors import InvalidInput, UnknownName
+from assay.lab.expectations import greater
 from assay.lab.experiment import Experiment
 from assay.lab.study import Study
 
@@ -31,3 +32,9 @@ def test_a_study_that_cannot_run_is_refused(bad):
     """No arms, no seeds or no threads must be an error before anything runs."""
     with pytest.raises(InvalidInput):
         Study(**{"claim": "c", "arms": {"a": BASE}, **bad})
+
+
+def test_an_expectation_on_an_arm_that_is_not_there_is_refused():
+    """A misspelt arm must be found before hours of training, not after."""
+    with pytest.raises(UnknownName, match="baseline"):
+        Study("claim", {"baseline": BASE, "method": BASE}, expects=[greater("test_accuracy", "method", "baselin")])

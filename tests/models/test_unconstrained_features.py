@@ -40,7 +40,7 @@ def _fitted(
 ) -> tuple[UnconstrainedFeatures, float]:
     model = UnconstrainedFeatures(K, N, D, bias=bias, generator=torch.Generator().manual_seed(seed))
     optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=5000, tolerance_grad=1e-11, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        model.parameters(), max_iter=5000, tolerance_grad=1e-11, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

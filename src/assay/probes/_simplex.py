@@ -53,9 +53,10 @@ def _why_undefined(centres: Tensor, counts: Tensor) -> dict[str, str]:
 
 def _etf_error(gram: Tensor) -> float:
     """Return | G / |G|_F - (I - J/K) / sqrt(K-1) |_F."""
-    K = len(gram)
-    simplex = (torch.eye(K, dtype=gram.dtype, device=gram.device) - 1 / K) / math.sqrt(K - 1)
-    return (gram / gram.norm() - simplex).norm().item()
+    K, error = len(gram), gram / gram.norm()
+    error += 1 / (K * math.sqrt(K - 1))
+    error.diagonal().sub_(1 / math.sqrt(K - 1))
+    return error.norm().item()
 
 
 def _simplex(gram: Tensor, suffix: str) -> dict[str, float]:
