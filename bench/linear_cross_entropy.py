@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _measure import in_fresh_process, interleaved, peak_memory, write_results
 from torch import Tensor
 
+from _measure import in_fresh_process, interleaved, peak_memory, write_results
 from assay.kernels.fused_linear_cross_entropy.functional import linear_cross_entropy
 from assay.papers.liger_kernel.study import Loss, eager, errors, head, step
 
@@ -37,7 +37,7 @@ def torch_operator(**options: Any) -> Loss:
 
 def cut_cross_entropy() -> Loss:
     """The cut-cross-entropy package, by its implementation that runs without a GPU."""
-    from cut_cross_entropy import linear_cross_entropy as cut
+    from cut_cross_entropy import linear_cross_entropy as cut  # type: ignore[import-not-found]
 
     return lambda hidden, weight, labels: cut(hidden, weight, labels, impl="torch_compile")
 

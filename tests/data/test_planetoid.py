@@ -56,6 +56,13 @@ def test_public_training_nodes_match_the_raw_files(planetoid) -> None:
     np.testing.assert_array_equal(data.train.targets.numpy(), labels.argmax(1))
 
 
+def test_moving_takes_the_graph_along(planetoid) -> None:
+    """Features would be on one device and edges on another."""
+    moved = cora().to("meta")
+    assert moved.graph is not None
+    assert {moved.graph.x.device.type, moved.graph.edge_index.device.type, moved.train.inputs.device.type} == {"meta"}
+
+
 def test_rows_sum_to_one(planetoid) -> None:
     """Long documents would weigh more."""
     totals = citeseer().test.inputs.sum(1)

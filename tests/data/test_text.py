@@ -35,6 +35,13 @@ def test_targets_are_the_next_characters(shakespeare: str) -> None:
     assert data.num_classes == len(set(shakespeare)) == data.outputs and data.input_shape == (16,)
 
 
+def test_moving_keeps_the_vocabulary(shakespeare: str) -> None:
+    """Text on another device could not be decoded any more."""
+    data = tinyshakespeare(context=16, train=50, validation=20, test=20)
+    moved = data.to("cpu")
+    assert moved.decode(moved.train.inputs[0]) == data.decode(data.train.inputs[0])
+
+
 def test_windows_neither_overlap_nor_cross_regions(shakespeare: str) -> None:
     """Text of the test region would be seen in training."""
     data = tinyshakespeare(context=20, train=2000, validation=200, test=200)

@@ -50,7 +50,7 @@ def _fitted(
         return value
 
     optimizer.step(closure)  # type: ignore[arg-type]
-    return model, float(model.objective(loss, *decays))
+    return model, model.objective(loss, *decays).item()
 
 
 def _scalar_losses() -> dict[str, Callable[[float], float]]:

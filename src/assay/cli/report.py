@@ -20,11 +20,11 @@ def write_report(out: Path, fresh: list[dict[str, Any]] | None = None) -> Path:
     from assay.lab.results import strict_json
 
     cards = load_cards()
-    stored = {card.id: load_evidence(card.folder) for card in cards}
-    results = {paper: found for paper, found in stored.items() if found is not None}
-    results |= {found["paper"]: strict_json(found) for found in fresh or []}
+    shipped = [found for card in cards if (found := load_evidence(card.folder)) is not None]
+    # Of one paper at one scale the later result is shown, so fresh runs take the place of shipped ones.
+    results = shipped + [strict_json(found) for found in fresh or []]
     plain = [{k: v for k, v in asdict(card).items() if k != "folder"} for card in cards]
-    return build_report(plain, list(results.values()), out)
+    return build_report(plain, results, out)
 
 
 def command(
@@ -46,17 +46,15 @@ def command(
 
 
 def _stored_results(path: Path, papers: list[str] | None) -> list[dict[str, Any]]:
-    """Return the results that a store holds: of each study the largest scale that was run."""
+    """Return the results that a store holds, one per study and scale."""
     from assay.cards import load_cards
-    from assay.cli.run import SCALES, command_line
+    from assay.cli.run import command_line
     from assay.lab.results import result
     from assay.lab.store import Store
 
     titles = {card.id: card.title for card in load_cards()}
-    found: dict[str, dict[str, Any]] = {}
     with Store(path, create=False) as store:
         studies = [study for study in store.studies() if study.id in (papers or titles)]
-        for study in sorted(studies, key=lambda study: SCALES.index(study.scale)):
-            line = command_line(study.id, study.scale, study.plan["seeds"])
-            found[study.id] = result(store, study, title=titles[study.id], command=line)
-    return list(found.values())
+        return [
+            result(store, s, title=titles[s.id], command=command_line(s.id, s.scale, s.plan["seeds"])) for s in studies
+        ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ class Dataset:
             return self.num_classes
         return int(self.train.targets[0].numel())
 
-    def to(self, device: torch.device | str) -> Dataset:
+    def to(self, device: torch.device | str) -> Self:
         """Return the data set on a device."""
         return replace(
             self, train=self.train.to(device), validation=self.validation.to(device), test=self.test.to(device)

@@ -10,10 +10,10 @@ that ignores the edges is trained as on any table; graph networks read `graph`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -41,6 +41,11 @@ class GraphDataset(Dataset):
     """
 
     graph: Data | None = None
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the data set, its graph included, on a device."""
+        moved = super().to(device)
+        return moved if self.graph is None else replace(moved, graph=self.graph.clone().to(device))
 
 
 def cora(

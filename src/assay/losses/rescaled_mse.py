@@ -49,6 +49,7 @@ def rescaled_mse_loss(
         InvalidInput: On wrong shapes, float targets, an option not above 0 or, on a CPU, labels out of range.
 
     Example:
+        >>> import torch
         >>> rescaled_mse_loss(torch.tensor([[15.0, 2.0]]), torch.tensor([0]))
         tensor(2.)
     """
@@ -71,6 +72,7 @@ class RescaledMSELoss(nn.Module):
         InvalidInput: On an option not above 0 or an unknown reduction.
 
     Example:
+        >>> import torch
         >>> RescaledMSELoss(target=1.0)(torch.eye(3), torch.arange(3))
         tensor(0.)
     """

@@ -167,7 +167,11 @@ def per_sample_gradients(factory: Factory) -> None:
     """`vmap(grad(loss))` gives each sample's own gradient."""
     loss = factory()
     scores, targets = _batch(torch.float64)
-    mapped = torch.func.vmap(torch.func.grad(lambda z, y: loss(z[None], y[None])))(scores.detach(), targets)
+    each = torch.func.vmap(torch.func.grad(lambda z, y: loss(z[None], y[None])))
+    try:
+        mapped = each(scores.detach(), targets)
+    except RuntimeError as error:
+        raise AssertionError(f"vmap(grad(loss)) failed: {str(error).splitlines()[0]}") from error
     for index in range(len(targets)):
         sample = slice(index, index + 1)
         _, alone = _value_and_gradient(loss, scores[sample].detach().requires_grad_(), targets[sample])

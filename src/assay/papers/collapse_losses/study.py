@@ -107,7 +107,7 @@ def unconstrained_features(
         objective.backward()
         return objective
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     expected = collapsed_minimum(criterion, num_classes, samples_per_class, decay, decay)
     with torch.no_grad():
         scores = model() - model().mean(dim=1, keepdim=True)
