@@ -76,6 +76,18 @@ class TorchDraw(Draw):
 
 
 @dataclass(frozen=True)
+class Prepared(Draw):
+    """Prepares itself at length, and draws while it does so."""
+
+    def prepare(self) -> None:
+        time.sleep(0.3)
+        self.but(log="")(Streams("preparation", 0))
+
+    def describe(self) -> dict[str, Any]:
+        return {"arm": "prepared", "shift": self.shift}
+
+
+@dataclass(frozen=True)
 class Misbehave(Draw):
     """Goes wrong in one of many ways, at the seeds given."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lab_arms import Draw, Misbehave, TorchDraw, Tuned, lines, make_study, outcome
+from lab_arms import Draw, Misbehave, Prepared, TorchDraw, Tuned, lines, make_study, outcome
 
 from assay.errors import AssayError, InvalidInput, MissingData, StoreError
 from assay.lab.plan import plan
@@ -118,6 +118,14 @@ def test_two_arms_with_one_description_share_their_trials(path, tmp_path):
     assert len(lines(log)) == 2
     assert outcome(result.records["a"][1]) == outcome(result.records["same"][1])
     assert len(result.trials) == 4
+
+
+def test_preparation_is_neither_counted_nor_limited(path):
+    """The first trial of a process would be charged for imports, and a short time limit end it."""
+    result = go(make_study({"a": Draw(), "prepared": Prepared()}, time_limit=0.25), path)
+    for seed, record in result.records["prepared"].items():
+        assert record.resources["seconds"] < 0.25
+        assert outcome(record) == outcome(result.records["a"][seed])
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

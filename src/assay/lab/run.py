@@ -5,6 +5,9 @@ it gets the study's number of threads and no more, so a record depends neither o
 process nor on the number of jobs. The worker itself writes the record (see `assay.lab.store`), so a run that is
 killed, interrupted or out of memory resumes where it was. Cost: a few milliseconds per trial and 1 to 3 s for the
 workers to start; with one job the trials run in this process.
+
+An arm may have two things more than the protocol `Arm` asks for: `prepare()`, called before a trial's resources and
+time are counted, and `uses_torch = False`, which spares its workers the import of torch.
 """
 
 from __future__ import annotations
@@ -118,7 +121,7 @@ def run(
     tuning_trials = [trial for points in tuning for point in points for trial in point]
     with Store(store) as opened, contextlib.ExitStack() as cluster:
         total = len(tuning_trials) + len(study.arms) * seeds
-        runner = _Runner(study, opened, jobs, backend, progress or _ignore, total, cluster)
+        runner = _Runner(study, opened, jobs, backend, progress or _nothing, total, cluster)
         scores = {trial.key: _score(trial, record) for trial, record in runner.finish(tuning_trials)}
         winners = {points[0][0].arm: _best(points, scores) for points in tuning}
         arms = {name: winners[name].final() if name in winners else arm for name, arm in study.arms.items()}
@@ -126,10 +129,6 @@ def run(
         chosen = {name: dict(winner.overrides) for name, winner in winners.items()}
         opened.save_study(task, scale, plain_study(study, [trial for trial, _ in runner.finished], chosen))
     return RunResult(runner.finished, chosen, runner.resumed, time.perf_counter() - start)
-
-
-def _ignore(done: int, total: int, trial: Trial) -> None:
-    pass
 
 
 def _score(trial: Trial, record: Record) -> float:
@@ -279,12 +278,19 @@ def run_trial(trial: Trial, order: _Order) -> StoredTrial | None:
 def _measured_record(trial: Trial, order: _Order) -> Record:
     streams = Streams(trial.task, trial.seed)
     uses_torch = getattr(trial.call, "uses_torch", True)
-    with _threads(order.threads, uses_torch), _seeded(streams.entropy("noise"), uses_torch), measured() as usage:
-        record = _record(trial, streams, order.time_limit)
+    with _named(trial), _threads(order.threads, uses_torch), _seeded(streams.entropy("noise"), uses_torch):
+        # The first trial of a process would be charged for imports and for what libraries set up once.
+        getattr(trial.call, "prepare", _nothing)()
+        with measured() as usage:
+            record = _limited(trial, streams, order.time_limit)
     return replace(record, resources={**usage, **record.resources})
 
 
-def _record(trial: Trial, streams: Streams, limit: float | None) -> Record:
+def _nothing(*_: object) -> None:
+    pass
+
+
+def _limited(trial: Trial, streams: Streams, limit: float | None) -> Record:
     call: Any = trial.call
     try:
         with time_limit(limit):
@@ -293,14 +299,21 @@ def _record(trial: Trial, streams: Streams, limit: float | None) -> Record:
         return Record(metrics={}, status="timeout")
     except FloatingPointError:
         return Record(metrics={}, status="diverged")
+    if not isinstance(record, Record):
+        raise InvalidInput(f"an arm must return a Record, not {type(record).__name__}")
+    return record
+
+
+@contextlib.contextmanager
+def _named(trial: Trial) -> Iterator[None]:
+    """Say in an arm's error which arm and seed it was."""
+    try:
+        yield
     except AssayError as error:
         raise type(error)(f"{trial}: {error}") from error
     except (Exception, SystemExit) as error:
         # As text, since neither the traceback nor every exception can be sent to another process.
         raise TrialError(f"{trial} failed: {error!r}\n{''.join(traceback.format_exception(error))}") from error
-    if not isinstance(record, Record):
-        raise InvalidInput(f"{trial}: an arm must return a Record, not {type(record).__name__}")
-    return record
 
 
 @contextlib.contextmanager
