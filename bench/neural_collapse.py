@@ -97,7 +97,7 @@ def tensor_bytes(call: Callable[[], object]) -> int:
 
 def memory(sizes: list[int], name: str) -> None:
     """Print one candidate's memory as JSON; meant for a fresh process."""
-    candidates(200, *sizes[1:])[name]()
+    candidates(20 * sizes[2], *sizes[1:])[name]()  # every class has samples
     call = candidates(*sizes)[name]
     resident = peak_memory(call)
     print(json.dumps({"tensors": tensor_bytes(call), "resident": resident}))

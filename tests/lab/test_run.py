@@ -17,8 +17,9 @@ import torch
 from lab_arms import Draw, Misbehave, Prepared, TorchDraw, Tuned, lines, make_study, outcome
 
 from assay.errors import AssayError, InvalidInput, MissingData, StoreError
+from assay.lab._worker import Order, run_trial
 from assay.lab.plan import plan
-from assay.lab.run import TrialError, _Order, run, run_trial
+from assay.lab.run import TrialError, run
 from assay.lab.store import Store
 
 HERE = Path(__file__).parent
@@ -303,13 +304,13 @@ def test_a_worker_that_does_not_see_the_store_hands_the_trial_back(path, tmp_pat
     (trial,) = plan(make_study({"a": Draw()}), task="task", scale="smoke", seeds=1)
     with Store(path) as store, Store(tmp_path / "other.sqlite") as other:
         for place, name in [(tmp_path / "none.sqlite", store.id), (other.path, store.id)]:
-            stored = run_trial(trial, _Order(place, name, None, 1))
+            stored = run_trial(trial, Order(place, name, None, 1))
             assert stored is not None
             assert stored.trial.call is None
             assert stored.record.status == "done"
         assert not (tmp_path / "none.sqlite").exists()
         assert other.count() == store.count() == 0
-        assert run_trial(trial, _Order(path, store.id, None, 1)) is None
+        assert run_trial(trial, Order(path, store.id, None, 1)) is None
         assert store.count() == 1
 
 
@@ -319,7 +320,7 @@ def test_a_trial_that_another_run_has_finished_is_skipped(path, tmp_path):
     (trial,) = plan(make_study({"a": Draw(log=str(log))}), task="task", scale="smoke", seeds=1)
     with Store(path) as store:
         for _ in range(2):
-            run_trial(trial, _Order(path, store.id, None, 1))
+            run_trial(trial, Order(path, store.id, None, 1))
     assert len(lines(log)) == 1
 
 

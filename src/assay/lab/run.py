@@ -1,55 +1,39 @@
 """Run a study: plan its trials, skip the stored ones, run the others side by side, return all records.
 
-Every trial is on its own: the global random generators are seeded from the trial's "noise" stream and set back, and
-it gets the study's number of threads and no more, so a record depends neither on what ran before it in the same
-process nor on the number of jobs. The worker itself writes the record (see `assay.lab.store`), so a run that is
-killed, interrupted or out of memory resumes where it was. Cost: a few milliseconds per trial and 1 to 3 s for the
-workers to start; with one job the trials run in this process.
-
-An arm may have two things more than the protocol `Arm` asks for: `prepare()`, called before a trial's resources and
-time are counted, and `uses_torch = False`, which spares its workers the import of torch.
+The worker that runs a trial writes its record itself (see `assay.lab.store`), so a run that is killed, interrupted or
+out of memory resumes where it was. Cost: a few milliseconds per trial and 1 to 3 s for the workers to start; with one
+job the trials run in this process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import pickle
-import random
 import threading
 import time
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.errors import AssayError, InvalidInput, StoreError
+from assay.lab._worker import Order, TrialError, run_trial
 from assay.lab.backends import check_jobs, trial_backend, worker_death
-from assay.lab.environment import environment
 from assay.lab.plan import Trial, plain_study, plan, plan_final, plan_tuning
 from assay.lab.record import Record
-from assay.lab.resources import TrialTimeout, measured, time_limit
-from assay.lab.store import Store, StoredTrial, now
-from assay.streams import Streams
+from assay.lab.store import Store
 
 if TYPE_CHECKING:
     from assay.lab.arms import Candidate
     from assay.lab.study import Study
 
 # `run` itself is missing here: in the namespace of `assay.lab` the name belongs to this module.
-__all__ = ["Progress", "RunResult", "TrialError", "run_trial"]
+__all__ = ["Progress", "RunResult", "TrialError"]
 
 Progress = Callable[[int, int, Trial], None]
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS = 0.1
-_one_trial_at_a_time = threading.Lock()
-
-
-class TrialError(RuntimeError):
-    """A trial failed for a reason that is neither divergence nor a timeout: most likely a bug in its arm."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +105,7 @@ def run(
     tuning_trials = [trial for points in tuning for point in points for trial in point]
     with Store(store) as opened, contextlib.ExitStack() as cluster:
         total = len(tuning_trials) + len(study.arms) * seeds
-        runner = _Runner(study, opened, jobs, backend, progress or _nothing, total, cluster)
+        runner = _Runner(study, opened, jobs, backend, progress or _ignore, total, cluster)
         scores = {trial.key: _score(trial, record) for trial, record in runner.finish(tuning_trials)}
         winners = {points[0][0].arm: _best(points, scores) for points in tuning}
         arms = {name: winners[name].final() if name in winners else arm for name, arm in study.arms.items()}
@@ -129,6 +113,10 @@ def run(
         chosen = {name: dict(winner.overrides) for name, winner in winners.items()}
         opened.save_study(task, scale, plain_study(study, [trial for trial, _ in runner.finished], chosen))
     return RunResult(runner.finished, chosen, runner.resumed, time.perf_counter() - start)
+
+
+def _ignore(done: int, total: int, trial: Trial) -> None:
+    pass
 
 
 def _score(trial: Trial, record: Record) -> float:
@@ -182,7 +170,7 @@ class _Runner:
     def _execute(self, trials: Sequence[Trial]) -> None:
         from joblib import Parallel, delayed
 
-        order = _Order(self.store.path.absolute(), self.store.id, self.study.time_limit, self.study.threads)
+        order = Order(self.store.path.absolute(), self.store.id, self.study.time_limit, self.study.threads)
         try:
             if not self.started:
                 self.cluster.enter_context(trial_backend(self.backend, self.jobs, self.study.threads))
@@ -233,138 +221,3 @@ class _Runner:
                 for trial in (trial for key in keys for trial in waiting.pop(key, ())):
                     done += 1
                     self.progress(done, self.total, trial)
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What a worker needs besides the trial."""
-
-    path: Path
-    store: str
-    time_limit: float | None
-    threads: int
-
-    def open(self) -> Store | None:
-        """Open the store; None where this machine does not see it."""
-        if not self.path.exists():
-            return None
-        store = Store(self.path, create=False, check=False)
-        if store.id == self.store:
-            return store
-        store.close()
-        return None
-
-
-def run_trial(trial: Trial, order: _Order) -> StoredTrial | None:
-    """Run a trial in a worker and store its record.
-
-    Returns:
-        None, or the trial to be stored where the worker does not see the store, on another machine of a cluster.
-    """
-    with _one_trial_at_a_time, contextlib.ExitStack() as stack:
-        store = order.open()
-        if store is not None:
-            stack.enter_context(store)
-            # A forgotten worker of an earlier run may have been quicker.
-            if store.keys([trial.key]):
-                return None
-        stored = StoredTrial(replace(trial, call=None), _measured_record(trial, order), environment(), now())
-        if store is None:
-            return stored
-        store.add(stored)
-        return None
-
-
-def _measured_record(trial: Trial, order: _Order) -> Record:
-    streams = Streams(trial.task, trial.seed)
-    uses_torch = getattr(trial.call, "uses_torch", True)
-    with _named(trial), _threads(order.threads, uses_torch), _seeded(streams.entropy("noise"), uses_torch):
-        # The first trial of a process would be charged for imports and for what libraries set up once.
-        getattr(trial.call, "prepare", _nothing)()
-        with measured() as usage:
-            record = _limited(trial, streams, order.time_limit)
-    return replace(record, resources={**usage, **record.resources})
-
-
-def _nothing(*_: object) -> None:
-    pass
-
-
-def _limited(trial: Trial, streams: Streams, limit: float | None) -> Record:
-    call: Any = trial.call
-    try:
-        with time_limit(limit):
-            record = call(streams)
-    except TrialTimeout:
-        return Record(metrics={}, status="timeout")
-    except FloatingPointError:
-        return Record(metrics={}, status="diverged")
-    if not isinstance(record, Record):
-        raise InvalidInput(f"an arm must return a Record, not {type(record).__name__}")
-    return record
-
-
-@contextlib.contextmanager
-def _named(trial: Trial) -> Iterator[None]:
-    """Say in an arm's error which arm and seed it was."""
-    try:
-        yield
-    except AssayError as error:
-        raise type(error)(f"{trial}: {error}") from error
-    except (Exception, SystemExit) as error:
-        # As text, since neither the traceback nor every exception can be sent to another process.
-        raise TrialError(f"{trial} failed: {error!r}\n{''.join(traceback.format_exception(error))}") from error
-
-
-@contextlib.contextmanager
-def _threads(threads: int, uses_torch: bool) -> Iterator[None]:
-    """Limit the threads of libraries that are loaded, and of those that the trial will load."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-    before = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    try:
-        with _torch_threads(threads) if uses_torch else contextlib.nullcontext(), threadpool_limits(threads):
-            yield
-    finally:
-        for name in THREAD_VARIABLES:
-            os.environ.pop(name, None)
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _seeded(entropy: int, uses_torch: bool) -> Iterator[None]:
-    """Seed the global random generators, which parts do not use but other code may, and set them back at the end."""
-    import numpy as np
-
-    python, legacy = random.getstate(), np.random.get_state()
-    random.seed(entropy)
-    np.random.seed(entropy % 2**32)
-    try:
-        with _seeded_torch(entropy) if uses_torch else contextlib.nullcontext():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(legacy)
-
-
-@contextlib.contextmanager
-def _seeded_torch(entropy: int) -> Iterator[None]:
-    import torch
-
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(entropy)
-        yield

@@ -15,8 +15,7 @@ import json
 import os
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from assay.errors import InvalidInput, StoreError
+from assay.lab._store_errors import ADVICE, BUSY_SECONDS, explained
 from assay.lab.plan import Trial
 from assay.lab.record import Record
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Store", "StoredStudy", "StoredTrial", "default_store"]
 
 SCHEMA_VERSION = 1
-BUSY_SECONDS = 60.0
 SMALLEST_PAGE = 512
 COLUMNS = "key, task, arm, seed, scale, stage, description, status, record, arrays, environment, created"
 TABLES = """
@@ -48,19 +47,6 @@ CREATE TABLE studies (
     PRIMARY KEY (id, scale)
 );
 """
-ADVICE = {
-    "SQLITE_NOTADB": "is not an Assay store; it was left as it is. Choose another file (--store or ASSAY_STORE)",
-    "SQLITE_CORRUPT": "is damaged; it was left as it is. Restore a copy, or move it away and run again "
-    "(`sqlite3 FILE .recover` can save trials from it)",
-    "SQLITE_FULL": "cannot grow: the disk is full. Free some space and run again; the stored trials are kept",
-    "SQLITE_IOERR": "cannot be read or written: input/output error; is the disk full or gone? "
-    "Run again when it is back; the stored trials are kept",
-    "SQLITE_READONLY": "cannot be written: the file or its folder is read-only. "
-    "Change that, or choose another file (--store or ASSAY_STORE)",
-    "SQLITE_CANTOPEN": "cannot be opened: is it a folder, or are you not allowed to read or write there? "
-    "Choose another file (--store or ASSAY_STORE)",
-    "SQLITE_BUSY": f"was locked by another program for {BUSY_SECONDS:.0f} seconds. Try again when that has finished",
-}
 
 
 def default_store() -> Path:
@@ -122,7 +108,7 @@ class Store:
 
     def __init__(self, path: Path | str, *, create: bool = True, check: bool = True) -> None:
         self.path = Path(path)
-        with _explained(self.path):
+        with explained(self.path):
             self._prepare(create)
             mode = "rwc" if create else "rw"
             self._connection = sqlite3.connect(
@@ -206,11 +192,11 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
-        with _explained(self.path):
+        with explained(self.path):
             self._connection.close()
 
     def _query(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        with _explained(self.path):
+        with explained(self.path):
             return self._connection.execute(statement, values).fetchall()
 
     def count(self) -> int:
@@ -247,7 +233,7 @@ class Store:
             *(record.status, plain, arrays, json.dumps(stored.environment), stored.created),
         )
         statement = f"INSERT OR IGNORE INTO trials VALUES ({', '.join('?' * (len(row) + 1))})"
-        with _explained(self.path):
+        with explained(self.path):
             return self._connection.execute(statement, (*row, _digest(row))).rowcount == 1
 
     def trials(self, keys: Iterable[str]) -> dict[str, StoredTrial]:
@@ -270,7 +256,7 @@ class Store:
 
     def save_study(self, id: str, scale: str, plan: Mapping[str, Any]) -> None:
         """Store a study's plan in place of an older one; a verdict on another plan is dropped."""
-        with _explained(self.path):
+        with explained(self.path):
             self._connection.execute(
                 "INSERT INTO studies VALUES (?, ?, ?, NULL, ?) ON CONFLICT DO UPDATE SET updated = excluded.updated, "
                 "verdict = CASE WHEN plan = excluded.plan THEN verdict END, plan = excluded.plan",
@@ -283,7 +269,7 @@ class Store:
         Raises:
             StoreError: If there is no such study, or it cannot be written.
         """
-        with _explained(self.path):
+        with explained(self.path):
             cursor = self._connection.execute(
                 "UPDATE studies SET verdict = ?, updated = ? WHERE id = ? AND scale = ?",
                 (json.dumps(verdict), now(), id, scale),
@@ -342,18 +328,3 @@ def _unpack(packed: bytes) -> dict[str, np.ndarray]:
 
     with np.load(io.BytesIO(packed), allow_pickle=False) as loaded:
         return {name.removeprefix("="): loaded[name] for name in loaded.files}
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what SQLite and the system say into one line that says what to do."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorname", "")
-        advice = next((text for prefix, text in ADVICE.items() if code.startswith(prefix)), None)
-        raise StoreError(f"store {path} {advice or 'failed'} ({error})") from error
-    except OSError as error:
-        raise StoreError(
-            f"store {path} cannot be made ({error.strerror or error}). Choose another file (--store or ASSAY_STORE)"
-        ) from error
