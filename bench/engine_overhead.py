@@ -11,7 +11,7 @@ import time
 
 import torch
 from _measure import write_results
-from assay.data.batches import batches
+from assay.data.batching import batches
 from assay.data.tabular import digits
 from assay.lab.experiment import Experiment
 from assay.models.mlp import MLP
@@ -68,7 +68,10 @@ def main() -> None:
         {"arm": name, "cpu_seconds_min": best[name], "cpu_seconds_median": sorted(values)[rounds // 2]}
         for name, values in seconds.items()
     ]
-    summary = {"overhead_median": ratios[rounds // 2] - 1, "overhead_of_minima": best["engine"] / best["plain loop"] - 1}
+    summary = {
+        "overhead_median": ratios[rounds // 2] - 1,
+        "overhead_of_minima": best["engine"] / best["plain loop"] - 1,
+    }
     write_results("engine_overhead", rows=rows, summary=summary, settings={"rounds": rounds, "epochs": epochs})
 
 

@@ -16,6 +16,7 @@ train, test = slice(0, 1300), slice(1300, None)
 
 model = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-3)
+schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
 watch = Watch(model, probes=["neural-collapse", "softmax-collapse"], data=(x[train], y[train]))
 
 for epoch in range(20):
@@ -23,6 +24,7 @@ for epoch in range(20):
         optimizer.zero_grad()
         F.cross_entropy(model(x[train][chosen]), y[train][chosen]).backward()
         optimizer.step()
+    schedule.step()
     values = watch.measure(epoch)
     print(f"epoch {epoch:2d}  nc1 {values['nc1']:.3f}  nc3 {values['nc3']:.3f}  nc4 {values['nc4']:.3f}")
 

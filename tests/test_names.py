@@ -21,9 +21,9 @@ literals = st.recursive(
     | st.integers(-1000, 1000)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(string.printable, max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.tuples(inner, inner)
-    | st.dictionaries(st.text("ab", min_size=1), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text("ab", min_size=1), inner)
+    ),
     max_leaves=4,
 )
 names = st.from_regex(r"[a-z][a-z0-9]{0,5}(-[a-z0-9]{1,4}){0,2}", fullmatch=True)

@@ -123,7 +123,9 @@ def main(paper: str, seam: str) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"created  {path.relative_to(ROOT)}")
-    print(f"\nNow: fill in the card, write the part until `make check PAPER={paper}` passes, then set status = 'implemented'.")
+    print(
+        f"\nNow: fill in the card, write the part until `make check PAPER={paper}` passes, then set status = 'implemented'."
+    )
     return 0
 
 

@@ -39,11 +39,15 @@ def public_names(folder: str) -> dict[str, str]:
     """Map every public name of a seam's folder to the module that defines it.
 
     Raises:
-        ImportError: If two modules export the same name.
+        ImportError: If two modules export the same name, or a name is that of its module.
     """
     owners: dict[str, str] = {}
     for module, path in _modules(Path(folder)):
         for name in _literal_all(path):
+            if name == module:
+                raise ImportError(
+                    f"{path}: importing the module {module!r} would hide the public name; rename one of them"
+                )
             if name in owners:
                 raise ImportError(f"{path}: {name!r} is exported by {owners[name]!r} too; rename one of them")
             owners[name] = module

@@ -144,7 +144,7 @@ class Watch:
     def _pass(self, metrics: list[Any]) -> list[dict[str, float]]:
         wanted = {name for metric in metrics for name in metric.consumes}
         for metric in metrics:
-            metric.reset()
+            metric.to(self.view.device).reset()
         for x, y in self.batches:
             scores, features, head = self.view.observe(x, features=bool(wanted & {"features", "head"}))
             seen = {"scores": scores, "features": features, "head": head, "targets": y}

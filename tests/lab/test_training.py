@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from assay.data.batches import batches
+from assay.data.batching import batches
 from assay.data.tabular import digits
 from assay.errors import InvalidInput
 from assay.lab.experiment import Experiment

@@ -1,6 +1,10 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+import assay.testing
 from assay.testing.probes import CASES, CHECKS
 
 KEY = "value"
@@ -82,3 +86,13 @@ def test_every_public_probe_has_a_case():
     }
     probes = {c for c in classes if hasattr(c, "consumes") or hasattr(c, "measure")}
     assert probes and probes == {type(factory()) for factory in CASES.values()}
+
+
+def test_the_probe_that_the_guide_teaches_passes():
+    """The guide teaches a probe that Assay itself refuses."""
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "watch.md").read_text(encoding="utf-8")
+    snippet = next(s for s in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "class MeanMargin" in s)
+    space: dict[str, object] = {"__name__": "guide"}
+    exec("import torch\n" + snippet.split("\nwatch =")[0], space)
+    # Code of a string can't be pickled; the snippet trusts its labels.
+    assay.testing.check("probes", space["MeanMargin"], skip={"refuses-bad-labels", "pickles"})

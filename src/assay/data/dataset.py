@@ -1,7 +1,7 @@
 """Data sets as tensors in memory: three disjoint splits, checked once when they are made.
 
 Shapes: N samples, C channels, H x W pixels, d features, K classes.
-Small data needs no loader: a split is two tensors, and `assay.data.batches` cuts mini-batches out of them.
+Small data needs no loader: a split is two tensors, and `assay.data.batching` cuts mini-batches out of them.
 """
 
 from __future__ import annotations

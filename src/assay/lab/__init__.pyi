@@ -55,7 +55,6 @@ from assay.lab.results import strict_json as strict_json
 from assay.lab.run import Progress as Progress
 from assay.lab.run import RunResult as RunResult
 from assay.lab.run import TrialError as TrialError
-from assay.lab.run import run_trial as run_trial
 from assay.lab.statistics import Alternative as Alternative
 from assay.lab.statistics import equivalence_test as equivalence_test
 from assay.lab.statistics import holm as holm

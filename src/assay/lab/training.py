@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from assay.data.batches import batches
+from assay.data.batching import batches
 from assay.errors import AssayError, InvalidInput
 from assay.lab.record import Record, Series
 from assay.lab.resources import check_deadline
@@ -109,8 +109,6 @@ def _parameters(target: Callable[..., Any]) -> set[str]:
 
 def _build_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
     make = resolve("models", experiment.model)
-    if isinstance(make, nn.Module):
-        make = partial(copy.deepcopy, make)
     try:
         inspect.signature(make).bind(dataset.input_shape, dataset.outputs)
     except TypeError:

@@ -161,7 +161,12 @@ def halves_merge(factory: Factory) -> None:
     _update(whole, model, batches)
     _update(first, model, batches[:3])
     _update(second, model, batches[3:])
-    first.merge_state(second)
+    try:
+        first.merge_state(second)
+    except RuntimeError as error:
+        raise AssertionError(
+            f"states do not merge; set full_state_update = False or write merge_state: {error}"
+        ) from None
     _assert_alike(first.compute(), whole.compute(), "merged halves", 1e-6)
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.data.batches import batches
+from assay.data.batching import batches
 from assay.data.dataset import Split
 from assay.errors import InvalidInput
 
