@@ -10,6 +10,7 @@ import argparse
 import time
 
 import torch
+
 from _measure import write_results
 from assay.data.batching import batches
 from assay.data.tabular import digits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 import pytest
+
 from assay._exports import lazy_exports, public_names
 
 SEAMS = ("data", "kernels", "lab", "losses", "models", "optim", "probes", "rules")

@@ -10,10 +10,11 @@ import sys
 
 import pytest
 import torch
-from assay.errors import AssayError, InvalidInput, UnknownName
-from assay.names import Spec, known, parse, resolve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from assay.errors import AssayError, InvalidInput, UnknownName
+from assay.names import Spec, known, parse, resolve
 
 literals = st.recursive(
     st.none()

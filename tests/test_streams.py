@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from assay.streams import Streams
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from assay.streams import Streams
 
 
 @given(st.text(max_size=10), st.integers(0, 10**6), st.text(max_size=10))

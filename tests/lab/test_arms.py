@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+
 from assay.errors import InvalidInput
 from assay.lab.arms import Arm, Call, describe
 from assay.lab.record import Record

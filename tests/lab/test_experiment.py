@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+
 from assay.errors import InvalidInput
 from assay.lab.experiment import Experiment
 

@@ -6,9 +6,10 @@ import json
 import struct
 
 import pytest
-from assay.lab.record import Record, Series
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from assay.lab.record import Record, Series
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 

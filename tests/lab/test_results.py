@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from assay.errors import StoreError
-from assay.lab.experiment import Experiment
 from assay.lab.expectations import greater
+from assay.lab.experiment import Experiment
 from assay.lab.results import find_study, outcome_row, result, strict_json
 from assay.lab.run import run
 from assay.lab.store import Store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from assay.errors import InvalidInput, UnknownName
 from assay.lab.expectations import greater
 from assay.lab.experiment import Experiment

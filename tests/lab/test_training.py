@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from assay.data.batching import batches
 from assay.data.tabular import digits
 from assay.errors import InvalidInput
 from assay.lab.experiment import Experiment
 from assay.models.mlp import MLP
 from assay.streams import Streams
-from torch import nn
 
 BASE = Experiment(data="digits", model="mlp(width=16, depth=1)", optimizer="sgd(lr=0.1, momentum=0.9)", epochs=2)
 STREAMS = Streams("test", 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from assay.cards import load_cards, study_module
 from assay.cli.run import run_paper
 
