@@ -45,7 +45,9 @@ def study(scale: str) -> Study:
     """
     epochs = {{"smoke": 1, "desk": 20, "paper": 200}}[scale]
     data = "digits" if scale == "smoke" else "mnist"
-    base = Experiment(data=data, model="mlp", optimizer="adam(lr=1e-3)", epochs=epochs, tune={{"optimizer.lr": (1e-3, 3e-3)}})
+    base = Experiment(
+        data=data, model="mlp", optimizer="adam(lr=1e-3)", epochs=epochs, tune={{"optimizer.lr": (1e-3, 3e-3)}}
+    )
     return Study(
         claim="CLAIM",
         arms={{"baseline": base, "method": base.but(loss="{name}")}},
@@ -123,9 +125,8 @@ def main(paper: str, seam: str) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(f"created  {path.relative_to(ROOT)}")
-    print(
-        f"\nNow: fill in the card, write the part until `make check PAPER={paper}` passes, then set status = 'implemented'."
-    )
+    print(f"\nNow: fill in the card and write the part until `make check PAPER={paper}` passes; then set")
+    print("status = 'implemented' and stability = 'experimental'.")
     return 0
 
 

@@ -21,7 +21,7 @@ def test_a_missing_source_is_named():
 
 
 def test_an_arm_can_have_a_source_of_its_own():
-    """ "arm: name" goes before "name", and arguments' sources are joined to their part's."""
+    """A source for "arm: name" goes before one for "name", and arguments' sources are joined to their part's."""
     sources = {"optimizer": "Section 1", "b: optimizer": "Section 2", "optimizer.lr": "tuned"}
     study = Study("claim", {"a": BASE, "b": BASE.but(epochs=3)}, sources=sources)
     assert study.source("a", "optimizer") == "Section 1; optimizer.lr: tuned"

@@ -157,3 +157,18 @@ def test_the_counted_cost_is_that_of_the_closed_form():
     assert record.resources["flops_per_update"] == expected
     kept = 100 * (64 + 16 + 10) * 4
     assert kept <= record.resources["saved_bytes"] <= 2 * kept
+
+
+def test_a_rehearsal_changes_no_record():
+    """Loading things beforehand may change what a trial costs, never what it gives."""
+    before = BASE(STREAMS)
+    BASE.but(model="mlp(width=17)").prepare()
+    BASE.prepare()
+    BASE.but(tune={"optimizer.lr": (0.1,)}).tuning()[0].prepare()
+    after = BASE(STREAMS)
+    assert before.metrics == after.metrics and before.series == after.series
+
+
+def test_a_rehearsal_leaves_errors_to_the_trial():
+    """An arm that cannot run must be named by its trial, not by the preparation."""
+    BASE.but(model=Narrow).prepare()

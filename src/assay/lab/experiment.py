@@ -94,6 +94,12 @@ class Experiment:
 
         return train(self, streams)
 
+    def prepare(self) -> None:
+        """Load what a trial needs, so that a worker's first trial is not charged with imports and data."""
+        from assay.lab.training import rehearse
+
+        rehearse(self)
+
     def describe(self) -> dict[str, Any]:
         """Return all settings that differ from "not used" as plain data."""
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -153,6 +159,10 @@ class TuningPoint:
         from assay.lab.training import train
 
         return train(replace(self.final(), probes=(), count_cost=False), streams, validation_only=True)
+
+    def prepare(self) -> None:
+        """Load what a trial needs; see `Experiment.prepare`."""
+        self.final().prepare()
 
     def describe(self) -> dict[str, Any]:
         """Return the experiment at this point as plain data."""

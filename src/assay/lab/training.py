@@ -11,8 +11,8 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +24,31 @@ from assay.errors import AssayError, InvalidInput
 from assay.lab.record import Record, Series
 from assay.lab.resources import check_deadline
 from assay.names import resolve
+from assay.streams import Streams
 
 if TYPE_CHECKING:
     from assay.data.dataset import Dataset, Split
     from assay.lab.experiment import Experiment
     from assay.rules.rule import Phase, Rule
-    from assay.streams import Streams
 
-__all__ = ["train"]
+__all__ = ["rehearse", "train"]
 
 EVALUATION_BATCH = 2048
+_rehearsed: set[str] = set()
+
+
+def rehearse(experiment: Experiment) -> None:
+    """Run one mini-batch of an experiment, once per process and combination of parts.
+
+    What it imports, loads and caches would otherwise be charged to whichever trial comes first.
+    """
+    parts = str([experiment.describe().get(name) for name in ("data", "model", "rule", "loss", "probes", "count_cost")])
+    if parts in _rehearsed:
+        return
+    _rehearsed.add(parts)
+    # What is wrong with an arm is said by its trial.
+    with suppress(AssayError):
+        train(replace(experiment.but(samples=1), tune={}), Streams("rehearsal", 0))
 
 
 def train(experiment: Experiment, streams: Streams, *, validation_only: bool = False) -> Record:
