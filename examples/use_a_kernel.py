@@ -25,7 +25,7 @@ for step in range(100):
     optimizer.zero_grad()
     hidden = body(embedding(context))
     # in place of F.cross_entropy(head(hidden), targets)
-    loss = linear_cross_entropy(hidden, head.weight, targets, head.bias)
+    loss = linear_cross_entropy(hidden, head.weight, targets, linear_bias=head.bias)
     loss.backward()
     optimizer.step()
 

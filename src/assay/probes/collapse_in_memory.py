@@ -75,16 +75,17 @@ def _second_pass(
     features: Tensor, targets: Tensor, geometry: CollapseGeometry, scores: Tensor | None, head: nn.Linear | None
 ) -> tuple[Tensor, float, float]:
     """Return N M Sigma_W M^T (K, K), N tr Sigma_W and NC4."""
-    M, gram, mean = geometry.M, geometry.gram, geometry.mean.to(geometry.M.dtype)
+    M, gram = geometry.M, geometry.gram
+    centres = M + geometry.mean.to(M.dtype)
     # |h - mu_k|^2 = |h|^2 - 2 (h.M_k - |M_k|^2 / 2) with h = residual + M_y: nearest is where the bracket is largest.
     reach = (gram - gram.diagonal() / 2).to(M.dtype)
     projected, trace, different, position = torch.zeros_like(gram), gram.new_zeros(()), gram.new_zeros(()), 0
     for h, y in chunks(features, targets):
-        residual = M[y].add_(mean)
+        residual = centres.index_select(0, y)
         torch.sub(h, residual, out=residual)
         p = residual @ M.T
         projected += p.T @ p
-        trace += residual.square_().sum()
+        trace += residual.flatten().dot(residual.flatten())
         if scores is not None or head is not None:
             decided = _decided(h, scores, head, position)
             different += (p.add_(reach[y]).argmax(dim=1) != decided).sum()

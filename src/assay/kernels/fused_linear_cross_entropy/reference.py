@@ -32,9 +32,7 @@ def linear_cross_entropy_reference(
 
     Args, shapes and the result are those of `assay.kernels.linear_cross_entropy`; inputs are not checked.
     """
-    logits = F.linear(input, linear_weight, linear_bias).flatten(0, -2) if input.dim() > 1 else None
-    if logits is None:
-        logits = F.linear(input, linear_weight, linear_bias).unsqueeze(0)
+    logits = F.linear(input, linear_weight, linear_bias).reshape(target.numel(), linear_weight.shape[0])
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     if softcap is not None:
