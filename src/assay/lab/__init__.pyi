@@ -67,4 +67,5 @@ from assay.lab.store import StoredStudy as StoredStudy
 from assay.lab.store import StoredTrial as StoredTrial
 from assay.lab.store import default_store as default_store
 from assay.lab.study import Study as Study
+from assay.lab.training import rehearse as rehearse
 from assay.lab.training import train as train
