@@ -74,7 +74,7 @@ def result(store: Store, study: StoredStudy, *, title: str, command: str) -> dic
         "resources": _totals([entry.record for entry in stored]),
         "environment": dict(stored[-1].environment),
         "command": command,
-        "recorded": stored[-1].created,
+        "recorded": stored[-1].created[:10],
         "trials": [_trial(entry, planned) for entry, planned in zip(stored, plan["trials"], strict=True)],
     }
 
