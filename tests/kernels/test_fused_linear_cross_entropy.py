@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from assay.errors import InvalidInput
 from assay.kernels import LinearCrossEntropy, linear_cross_entropy, linear_cross_entropy_reference
-from assay.kernels.fused_linear_cross_entropy.chunked import chunk_rows
+from assay.kernels._chunked_head import chunk_rows
 
 
 def head(rows=11, features=4, classes=9, dtype=torch.float64, seed=0, ignored=()):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from assay.errors import InvalidInput
+from assay.kernels._cross_entropy_rows import check_options, mean_loss
+from assay.kernels._refusals import refuse_forward_mode
 from assay.kernels.fused_linear_cross_entropy.op import linear_cross_entropy_rows, linear_cross_entropy_sum
 
 __all__ = ["LinearCrossEntropy", "linear_cross_entropy"]
-
-_REDUCTIONS = ("mean", "sum", "none")
 
 
 def linear_cross_entropy(
@@ -84,17 +81,7 @@ def linear_cross_entropy(
         return linear_cross_entropy_rows(*tensors, *options).view(target.shape)
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (rows, linear_weight, linear_bias)]
     total = linear_cross_entropy_sum(*tensors, *options, *needs)[0]
-    return total if reduction == "sum" else _mean(total, labels, weight, ignore_index)
-
-
-def _mean(total: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """Divide by the weight of the labels; without any the mean is nan and its gradients are 0, as PyTorch has it."""
-    kept = labels != ignore_index
-    if weight is None:
-        count = kept.sum().to(total.dtype)
-    else:
-        count = (weight.detach().to(total.dtype)[torch.where(kept, labels, 0)] * kept).sum()
-    return torch.where(count > 0, total / torch.where(count > 0, count, 1), math.nan)
+    return total if reduction == "sum" else mean_loss(total, labels, weight, ignore_index)
 
 
 def _autocast(tensor: Tensor) -> Tensor:
@@ -135,11 +122,7 @@ def _check_tensors(
     ):
         if tensor is not None and tensor.device != input.device:
             raise InvalidInput(f"{name}: {what} is on {tensor.device} but input is on {input.device}")
-    if not torch.compiler.is_compiling() and any(
-        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None
-        for tensor in (input, linear_weight, linear_bias)
-    ):
-        raise InvalidInput(f"{name} has no forward mode; use assay.kernels.linear_cross_entropy_reference")
+    refuse_forward_mode(name, input, linear_weight, linear_bias)
 
 
 def _describe(tensor: Tensor) -> str:
@@ -155,14 +138,7 @@ def _check_options(
     accumulate_dtype: torch.dtype | None,
 ) -> None:
     name = "linear_cross_entropy"
-    if reduction not in _REDUCTIONS:
-        raise InvalidInput(f"{name}: reduction must be one of {', '.join(_REDUCTIONS)}, not {reduction!r}")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise InvalidInput(f"{name}: label_smoothing must be in [0, 1], not {label_smoothing}")
-    if not 0.0 <= z_loss < math.inf:
-        raise InvalidInput(f"{name}: z_loss must be finite and at least 0, not {z_loss}")
-    if softcap is not None and not 0.0 < softcap < math.inf:
-        raise InvalidInput(f"{name}: softcap must be finite and above 0, or None, not {softcap}")
+    check_options(name, reduction, label_smoothing, z_loss, softcap)
     if chunk_size is not None and chunk_size < 1:
         raise InvalidInput(f"{name}: chunk_size must be at least 1, or None, not {chunk_size}")
     if accumulate_dtype is not None and not accumulate_dtype.is_floating_point:

@@ -14,13 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.kernels.fused_linear_cross_entropy.chunked import (
-    Gradients,
-    LossTerms,
-    linear_cross_entropy_chunked,
-    sum_dtype,
-    working_dtype,
-)
+from assay.kernels._chunked_head import Gradients, sum_dtype
+from assay.kernels._cross_entropy_rows import LossTerms, working_dtype
+from assay.kernels._refusals import refuse_second_order
+from assay.kernels.fused_linear_cross_entropy.chunked import linear_cross_entropy_chunked
 
 __all__ = ["linear_cross_entropy_rows", "linear_cross_entropy_rows_backward", "linear_cross_entropy_sum"]
 
@@ -41,14 +38,6 @@ def _fake_gradients(
     gw = input.new_empty(linear_weight.shape if needs[1] else 0, dtype=summed if needs[1] else None)
     gb = input.new_empty(linear_weight.shape[0] if needs[2] else 0, dtype=summed if needs[2] else None)
     return gi, gw, gb
-
-
-def _refuse_second_order() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "linear_cross_entropy has no second derivative (backward was called with create_graph=True); "
-            "use assay.kernels.linear_cross_entropy_reference, which keeps the logits"
-        )
 
 
 @torch.library.custom_op("assay::linear_cross_entropy_sum", mutates_args=())
@@ -101,7 +90,7 @@ def _scale_gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tenso
 
     It is if the graph is about to be freed, and if the tensors are no stand-ins that a compiler traces.
     """
-    _refuse_second_order()
+    refuse_second_order("linear_cross_entropy")
     found: list[Tensor | None] = [None] * ctx.arguments
     if grad_loss is None:
         return tuple(found)
@@ -185,7 +174,7 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _recompute_gradients(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
-    _refuse_second_order()
+    refuse_second_order("linear_cross_entropy")
     needs = ctx.needs_input_grad[:_DIFFERENTIATED]
     found = linear_cross_entropy_rows_backward(grad_losses, *ctx.saved_tensors, *ctx.options, *needs)
     dtype = ctx.saved_tensors[0].dtype

@@ -20,7 +20,7 @@ CLAIM = (
     "with feedback-aligned than with random blocks."
 )
 
-LEARNING_RATES = (3e-4, 1e-3, 3e-3, 6e-3)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 6e-3, 1.2e-2)
 
 BASES = {
     "smoke": Experiment(
