@@ -112,12 +112,11 @@ def quantize_expanded(
     groups = _groups(x.to(torch.promote_types(x.dtype, torch.float32)), group_size)
     magnitudes = groups.abs()
     scale = magnitudes.amax(-1).clamp_min(torch.finfo(torch.float32).tiny).to(torch.float32)
+    k = expansion_exponent(magnitudes, dtype) if expand else torch.ones_like(scale)
+    stretched = magnitudes.div_(scale.unsqueeze(-1))
     if expand:
-        k = expansion_exponent(magnitudes, dtype)
-        stretched = magnitudes.div_(scale.unsqueeze(-1)).pow_(k.unsqueeze(-1))
-    else:
-        k = torch.ones_like(scale)
-        stretched = magnitudes.div_(scale.unsqueeze(-1))
+        # half the time of pow_
+        stretched.log2_().mul_(k.unsqueeze(-1)).exp2_()
     codes = stretched.mul_(largest(dtype)).copysign_(groups).to(dtype)
     return ExpandedGroups(codes.view(-1)[: x.numel()].view(x.shape), scale, (STEPS * k).to(torch.uint8))
 

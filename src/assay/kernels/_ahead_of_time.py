@@ -93,7 +93,7 @@ def compile_for(compilation: Compilation, capability: int = 90) -> Compiled:
     options = {"num_warps": compilation.warps, "num_stages": compilation.stages}
     done = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = done.asm["ptx"]
-    log = _assembler_log(ptx)
+    log = _assembler_log(ptx, capability)
     return Compiled(
         name=compilation.name,
         registers=_number(r"Used (\d+) registers", log),
@@ -104,16 +104,16 @@ def compile_for(compilation: Compilation, capability: int = 90) -> Compiled:
     )
 
 
-def _assembler_log(ptx: str) -> str:
+def _assembler_log(ptx: str, capability: int) -> str:
     """Return what the assembler that comes with Triton says about a kernel."""
-    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas
 
     architecture = re.search(r"\.target (\w+)", ptx)
     assert architecture is not None, "Triton always names the target"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.ptx")
         path.write_text(ptx, encoding="utf-8")
-        command = [knobs.nvidia.ptxas.path, "-v", f"--gpu-name={architecture[1]}", str(path), "-o", f"{path}.cubin"]
+        command = [get_ptxas(capability).path, "-v", f"--gpu-name={architecture[1]}", str(path), "-o", f"{path}.cubin"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"ptxas: {done.stderr.strip()[-500:]}")

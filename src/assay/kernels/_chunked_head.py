@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from assay.kernels._cross_entropy_rows import working_dtype
+from assay.kernels._row_blocks import working_dtype
 
 __all__ = ["ChunkLosses", "Gradients", "chunk_rows", "losses_and_gradients", "project", "sum_dtype", "with_left_out"]
 

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
-from assay.kernels._dispatch import has_triton_kernel
+from assay.kernels._launch import runs_triton
+from assay.kernels._row_blocks import row_blocks, working_dtype
 
-__all__ = ["REDUCTIONS", "LossTerms", "check_labels", "check_options", "mean_loss", "row_losses", "working_dtype"]
+__all__ = ["REDUCTIONS", "LossTerms", "check_labels", "check_options", "mean_loss", "row_losses"]
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -40,11 +41,6 @@ class LossTerms:
     z_loss: float = 0.0
     softcap: float | None = None
     class_weight: Tensor | None = None
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type of softmax and loss for inputs of a type."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def check_options(name: str, reduction: str, label_smoothing: float, z_loss: float, softcap: float | None) -> None:
@@ -111,7 +107,7 @@ def row_losses(
     working = working_dtype(logits.dtype)
     if terms.class_weight is not None:
         terms = replace(terms, class_weight=terms.class_weight.to(working))
-    if has_triton_kernel(logits):
+    if runs_triton(logits):
         from assay.kernels.row_cross_entropy.triton_kernel import triton_row_losses
 
         return triton_row_losses(logits, labels, terms, scale=scale, gradient=gradient)
@@ -124,30 +120,22 @@ def row_losses(
     return losses
 
 
-def _block_rows(classes: int, device: torch.device) -> int:
-    """Rows whose float32 logits stay in the cache of a CPU, or keep a GPU busy."""
-    size = 2**21 if device.type == "cpu" else 2**26
-    return max(torch.get_num_threads() if device.type == "cpu" else 1, size // (4 * classes))
-
-
 def _losses_by_blocks(
     logits: Tensor, labels: Tensor, terms: LossTerms, scale: Tensor | None, gradient: Tensor | None
 ) -> Tensor:
     """Go through the rows block by block, in the gradient's memory where it has the right type, else in scratch."""
     rows, classes = logits.shape
     working = working_dtype(logits.dtype)
-    size = max(1, min(rows, _block_rows(classes, logits.device)))
-    in_place = gradient is not None and gradient.dtype == working and gradient.is_contiguous()
-    scratch = None if in_place else logits.new_empty(size, classes, dtype=working)
-    losses = logits.new_empty(rows, dtype=working)
-    for start in range(0, rows, size):
-        block = slice(start, min(start + size, rows))
-        values = scratch[: block.stop - start] if scratch is not None else gradient[block]  # type: ignore[index]
+    direct = gradient if gradient is not None and gradient.dtype == working and gradient.is_contiguous() else None
+    losses, blocks = logits.new_empty(rows, dtype=working), list(row_blocks(rows, classes, logits.device))
+    scratch = logits.new_empty(blocks[0].stop if blocks and direct is None else 0, classes, dtype=working)
+    for block in blocks:
+        values = scratch[: block.stop - block.start] if direct is None else direct[block]
         if values.data_ptr() != logits[block].data_ptr():
             values.copy_(logits[block])
         block_scale = None if scale is None else scale[block]
         losses[block] = _row_losses_(values, labels[block].unsqueeze(1), terms, block_scale, gradient is not None)
-        if gradient is not None and scratch is not None:
+        if gradient is not None and direct is None:
             gradient[block] = values
     return losses
 

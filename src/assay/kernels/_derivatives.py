@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from assay.errors import InvalidInput
 
-__all__ = ["differentiable_gradients", "refuse_forward_mode"]
+__all__ = ["differentiable_gradients", "refuse_forward_mode", "refuse_second_order"]
 
 
 def differentiable_gradients(
@@ -42,3 +42,16 @@ def refuse_forward_mode(name: str, *tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
             raise InvalidInput(f"{name} has no forward mode; use assay.kernels.{name}_reference")
+
+
+def refuse_second_order(name: str) -> None:
+    """Raise in a backward pass that is itself recorded for differentiation, where no formula for that is at hand.
+
+    Raises:
+        RuntimeError: Naming the plain function that has second derivatives.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name} has no second derivative (backward was called with create_graph=True); "
+            f"use assay.kernels.{name}_reference, which keeps everything that it needs"
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["LARGEST_BLOCK", "next_power_of_two", "persistent_programs", "runs_triton", "warps_for"]
 
-LARGEST_BLOCK = 65536  # elements that a program can hold in its registers
+LARGEST_BLOCK = 16384  # the widest row that a program holds in its registers without spilling
 
 
 @cache
@@ -30,7 +30,7 @@ def next_power_of_two(number: int) -> int:
 
 def warps_for(block: int) -> int:
     """Return warps for a program that holds a block of a row, as Liger chooses them."""
-    return 4 if block < 2048 else 8 if block < 8192 else 16 if block < 32768 else 32
+    return 4 if block < 2048 else 8 if block < 8192 else 16 if block < 16384 else 32
 
 
 def persistent_programs(device: torch.device, rows: int) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from assay.errors import InvalidInput
-from assay.kernels._swap import recipes_of
+from assay.kernels._swap import add_recipe, recipes_of
 from assay.kernels.patching import Change, Patch
 
 __all__ = ["tiled"]
@@ -76,4 +76,6 @@ def tiled(module: nn.Module, shards: int, *, dim: int = -2) -> Patch:
         raise InvalidInput(f"tiled: shards must be at least 1, not {shards}")
     if any(isinstance(recipe, Tiles) for recipe in recipes_of(module)):
         raise InvalidInput(f"tiled: this {type(module).__name__} is tiled already; undo that first")
-    return Patch([Change(module, "", Tiles(shards, dim))])
+    change = Change(module, "", Tiles(shards, dim))
+    add_recipe(change.module, change.recipe)
+    return Patch([change])

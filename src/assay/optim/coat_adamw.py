@@ -11,9 +11,9 @@ and quantizes the new moments after p has used them: rounding acts on the next s
 Shapes: a parameter of N entries has codes of its shape and ceil(N / group_size) scales and exponents per moment.
 Departures: see `assay.compress.range_expansion`; and types that are not FP8 may be asked for, so that the same class is
 AdamW with moments in bfloat16, or in float32 as in PyTorch.
-Cost: 2.08 bytes of state per parameter with groups of 128, against AdamW's 8. Work is done in blocks of 65536 entries,
-so temporaries stay below 4 MiB whatever the parameters' size (but for a parameter that is not contiguous). In
-eager PyTorch on a CPU a step costs several of AdamW's, most of it for powers.
+Cost: 2.08 bytes of state per parameter with groups of 128, against AdamW's 8. Work is done in blocks of 131072 entries,
+so temporaries stay at a few MiB whatever the parameters' size (but for a parameter that is not contiguous, which is
+copied). In eager PyTorch on a CPU a step costs several of AdamW's, most of it for powers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from assay.errors import InvalidInput
 
 __all__ = ["COATAdamW"]
 
-BLOCK = 2**16
+BLOCK = 2**17  # half a MiB in float32, which stays in a CPU's cache
 MOMENTS = ("exp_avg", "exp_avg_sq")
 TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*FORMATS, torch.bfloat16, torch.float32)}
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from assay.errors import InvalidInput
 from assay.kernels._cross_entropy_rows import check_options, mean_loss
-from assay.kernels._refusals import refuse_forward_mode
+from assay.kernels._derivatives import refuse_forward_mode
 from assay.kernels.fused_linear_cross_entropy.op import linear_cross_entropy_rows, linear_cross_entropy_sum
 
 __all__ = ["LinearCrossEntropy", "linear_cross_entropy"]

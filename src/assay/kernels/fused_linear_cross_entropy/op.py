@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from assay.kernels._chunked_head import Gradients, sum_dtype
-from assay.kernels._cross_entropy_rows import LossTerms, working_dtype
-from assay.kernels._refusals import refuse_second_order
+from assay.kernels._cross_entropy_rows import LossTerms
+from assay.kernels._derivatives import refuse_second_order
+from assay.kernels._row_blocks import working_dtype
 from assay.kernels.fused_linear_cross_entropy.chunked import linear_cross_entropy_chunked
 
 __all__ = ["linear_cross_entropy_rows", "linear_cross_entropy_rows_backward", "linear_cross_entropy_sum"]

@@ -9,9 +9,9 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from assay.errors import InvalidInput
+from assay.kernels._derivatives import refuse_forward_mode
 from assay.kernels.rational_activation.op import group_rational_op
 
 __all__ = ["group_rational"]
@@ -54,6 +54,7 @@ def group_rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, compile
         tensor([0.1429, 0.4286, 0.3571, 0.5000])
     """
     _check(x, numerator, denominator)
+    refuse_forward_mode("group_rational", x, numerator, denominator)
     groups = max(numerator.shape[0], denominator.shape[0])
     rows = x.reshape(-1, x.shape[-1])
     if compiled is None:
@@ -91,7 +92,3 @@ def _check(x: Tensor, numerator: Tensor, denominator: Tensor) -> None:
             f"{name}: numerator has {numerator.shape[0]} groups, denominator {denominator.shape[0]}, x {x.shape[-1]} "
             "channels; the groups must agree, or be 1 to be shared, and divide the channels"
         )
-    if not torch.compiler.is_compiling() and any(
-        forward_ad.unpack_dual(tensor).tangent is not None for tensor in (x, numerator, denominator)
-    ):
-        raise InvalidInput(f"{name} has no forward mode; use assay.kernels.group_rational_reference")

@@ -1,32 +1,24 @@
 """The group-rational activation as PyTorch operators: shapes for the compiler, a formula for autograd.
 
 `assay::group_rational` saves x and the coefficients; `assay::group_rational_gradients` computes everything again from
-them. On a GPU both run the Triton kernels where Triton is installed, elsewhere and everywhere else the blocks.
+them; second derivatives go by way of the reference. On a GPU both run the Triton kernels where Triton is installed, elsewhere and everywhere else the blocks.
 
 Shapes: x (R, D), a = numerator (G, m + 1), b = denominator (G, n).
 """
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from assay.kernels._derivatives import differentiable_gradients
+from assay.kernels._launch import runs_triton
 from assay.kernels.rational_activation.blocked import group_rational_blocked, group_rational_gradients_blocked
+from assay.kernels.rational_activation.reference import group_rational_reference
 
 __all__ = ["group_rational_gradients_op", "group_rational_op"]
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _runs_triton(x: Tensor) -> bool:
-    return x.is_cuda and x.dtype != torch.float64 and _has_triton()
 
 
 def _working(x: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +30,7 @@ def _working(x: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor,
 def group_rational_op(x: Tensor, numerator: Tensor, denominator: Tensor, compiled: bool) -> Tensor:
     """Return F(x) (R, D) in x's dtype."""
     a, b = _working(x, numerator, denominator)
-    if _runs_triton(x):
+    if runs_triton(x):
         from assay.kernels.rational_activation.triton_kernel import group_rational_triton
 
         return group_rational_triton(x, a, b)
@@ -56,7 +48,7 @@ def group_rational_gradients_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients by x, numerator and denominator in these tensors' dtypes."""
     a, b = _working(x, numerator, denominator)
-    if _runs_triton(x):
+    if runs_triton(x):
         from assay.kernels.rational_activation.triton_kernel import group_rational_gradients_triton
 
         found = group_rational_gradients_triton(upstream, x, a, b)
@@ -78,11 +70,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "group_rational has no second derivative (backward was called with create_graph=True); "
-            "use assay.kernels.group_rational_reference, which keeps what it needs"
-        )
+    if torch.is_grad_enabled():  # somebody wants second derivatives
+        needs = ctx.needs_input_grad[:3]
+        return (*differentiable_gradients(group_rational_reference, ctx.saved_tensors, needs, upstream), None)
     return (*group_rational_gradients_op(upstream, *ctx.saved_tensors, ctx.compiled), None)
 
 

@@ -37,7 +37,7 @@ def rms_norm_reference(
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     count, dtype = math.prod(shape), input.dtype
     if eps is None:
-        eps = torch.finfo(dtype).eps
+        eps = torch.finfo(working_dtype(dtype)).eps
     x = input.to(working_dtype(dtype)).flatten(input.dim() - len(shape))
     r = torch.rsqrt(x.square().sum(-1, keepdim=True) / max(count, 1) + eps)
     if casting == "none":

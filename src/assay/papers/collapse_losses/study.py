@@ -52,9 +52,9 @@ SETTINGS = {
     "smoke": Setting(
         data="digits(train=300, validation=100, test=300)",
         narrow="mlp(width=16, batch_norm=True)",
-        wide="mlp(width=64, batch_norm=True)",
+        wide="mlp(width=128, batch_norm=True)",
         brief=2,
-        long=12,
+        long=60,
         weight_decay=5e-3,
         rates=2,
         mixed_cells=False,
