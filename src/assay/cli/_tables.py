@@ -22,27 +22,25 @@ def number(value: float | None) -> str:
     return "-" if value is None or value != value else f"{value:.4g}"
 
 
-def verdict_table(results: list[dict[str, Any]]) -> Table:
-    """Return a table of verdicts with every expectation's effect and interval."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("study")
-    table.add_column("verdict")
-    table.add_column("expectation")
-    table.add_column("effect", justify="right")
-    table.add_column("interval", justify="right")
-    table.add_column("n", justify="right")
-    for result in results:
-        verdict = result["verdict"]
-        for i, outcome in enumerate(verdict["outcomes"]):
-            low, high = outcome["interval"] or (None, None)
-            table.add_row(
-                escape(result["paper"]) if i == 0 else "",
-                _MARKS[verdict["status"]] if i == 0 else "",
-                f"{escape(outcome['text'])}: {_MARKS[outcome['status']]}",
-                number(outcome["effect"]),
-                f"{number(low)} .. {number(high)}",
-                str(outcome["n"]),
-            )
+def verdict_table(result: dict[str, Any]) -> Table:
+    """Return a study's verdict as a table with every expectation's effect and interval."""
+    verdict = result["verdict"]
+    title = (
+        f"[bold]{escape(result['paper'])}[/] ({result['scale']}, {result['seeds']} seeds): {_MARKS[verdict['status']]}"
+    )
+    table = Table(title=title, title_justify="left", title_style="", header_style="dim", box=None, pad_edge=False)
+    table.add_column("expectation", overflow="fold")
+    table.add_column("effect", justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    for outcome in verdict["outcomes"]:
+        low, high = outcome["interval"] or (None, None)
+        table.add_row(
+            escape(outcome["text"]),
+            number(outcome["effect"]),
+            f"{number(low)} .. {number(high)}",
+            _MARKS[outcome["status"]],
+        )
     return table
 
 

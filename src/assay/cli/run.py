@@ -124,8 +124,8 @@ def command(
 def _print(results: list[dict[str, Any]]) -> None:
     from assay.cli._tables import console, verdict_table
 
-    console.print(verdict_table(results))
     for found in results:
         trials, resumed = len(found["trials"]), found["resumed"]
         again = f", {resumed} of them from the store" if resumed else ""
-        console.print(f"{found['paper']}: {trials} trials{again}, {found['elapsed']:.1f} s", highlight=False)
+        console.print(verdict_table(found))
+        console.print(f"[dim]{trials} trials{again}, {found['elapsed']:.1f} s[/]\n", highlight=False)

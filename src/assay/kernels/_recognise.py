@@ -181,13 +181,15 @@ def linear_cross_entropy(module: nn.Module) -> Found:
     if model.base_model_prefix not in module._modules:
         return "its backbone is not where its class says"
     if name is None or original_class(head) is not nn.Linear:
-        return f"its head is no plain linear child but {type(head).__name__}"
+        return f"its head, a {type(head).__name__}, is no linear layer right beneath it"
     obstacle = _obstacle(module, None) or _obstacle(head)
     if obstacle:
         return obstacle
     fitting = (recipe for recipe in _logit_forms(name, model.config) if _same_loss(model, recipe))
     recipe = next(fitting, None)
-    return _DIFFERS if recipe is None else [(module, recipe), (head, LossInHead())]
+    if recipe is None:
+        return "its loss is more than the shifted cross-entropy of its head's logits, or another"
+    return [(module, recipe), (head, LossInHead())]
 
 
 def _logit_forms(head: str, config: Any) -> Iterator[CausalLoss]:

@@ -1,4 +1,4 @@
-"""The loss of a linear classifier head, written plainly: logits first, then the formula, autograd for the rest.
+"""The loss of a linear classifier head, written plainly: logits first, then their cross-entropy, autograd for the rest.
 
 What the chunked implementation must equal. It keeps several (R, V) tensors, and supports everything that autograd does:
 double backward, forward mode, `torch.func`.
@@ -8,9 +8,10 @@ Shapes: R rows (tokens), H input features, V classes.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from assay.kernels.row_cross_entropy.reference import cross_entropy_reference
 
 __all__ = ["linear_cross_entropy_reference"]
 
@@ -32,24 +33,13 @@ def linear_cross_entropy_reference(
 
     Args, shapes and the result are those of `assay.kernels.linear_cross_entropy`; inputs are not checked.
     """
-    logits = F.linear(input, linear_weight, linear_bias).reshape(target.numel(), linear_weight.shape[0])
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    labels = target.reshape(-1)
-    kept = labels != ignore_index
-    class_weight = logits.new_ones(logits.shape[1]) if weight is None else weight.to(logits.dtype)
-    chosen = torch.where(kept, labels, 0)
-    row_weight = class_weight[chosen] * kept
-
-    log_normalizer = torch.logsumexp(logits, 1)
-    log_probability = logits - log_normalizer.unsqueeze(1)
-    true_class = -log_probability.gather(1, chosen.unsqueeze(1)).squeeze(1)
-    losses = (1 - label_smoothing) * row_weight * true_class + z_loss * row_weight * log_normalizer**2
-    if label_smoothing:
-        every_class = -(log_probability * class_weight).mean(1)
-        losses = losses + label_smoothing * every_class * kept
-    if reduction == "none":
-        return losses.view(target.shape)
-    return losses.sum() / row_weight.sum() if reduction == "mean" else losses.sum()
+    return cross_entropy_reference(
+        F.linear(input, linear_weight, linear_bias),
+        target,
+        weight=weight,
+        reduction=reduction,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        softcap=softcap,
+    )
