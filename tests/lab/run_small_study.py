@@ -12,7 +12,7 @@ from assay.lab.run import run
 
 if __name__ == "__main__":
     store, log = sys.argv[1:]
-    arms = {f"arm {i}": Draw(float(i), seconds=0.06, log=log) for i in range(6)}
+    arms = {f"arm {i}": Draw(float(i), seconds=0.15, log=log) for i in range(6)}
     study = make_study(arms, expects=[greater("value", "arm 1", "arm 0", margin=0.5)])
     result = run(study, task="kill", scale="smoke", seeds=10, store=store, jobs=2)
     # Here, since it takes longer to import than most of the kills leave.

@@ -53,6 +53,8 @@ class Study:
     def __post_init__(self) -> None:
         if not self.arms:
             raise InvalidInput("a study needs at least one arm")
+        for expectation in self.expects:
+            expectation.check(self.arms)
         for value, name in [
             (self.seeds, "seeds"),
             (self.tune_seeds, "tune_seeds"),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from assay.data.batching import batches
 from assay.errors import AssayError, InvalidInput
+from assay.lab.cost import counted
 from assay.lab.record import Record, Series
 from assay.lab.resources import check_deadline
 from assay.names import resolve
@@ -239,7 +240,7 @@ class _Run:
         logs: dict[str, Tensor] = {}
         for x, y in batches(self.setup.dataset.train, experiment.batch_size, self.order):
             if experiment.count_cost and not self.cost:
-                with _counting(self.cost, rule):
+                with counted(self.cost, rule):
                     logs = rule.step(x, y, optimizer)
             else:
                 logs = rule.step(x, y, optimizer)
@@ -346,57 +347,3 @@ class _Evaluation:
                 "or use checkpoint='last' and no tuning grid"
             )
         return -metrics["validation_loss"]
-
-
-class _Saved:
-    """A tensor that autograd keeps for a backward pass; the ledger knows how long."""
-
-    def __init__(self, tensor: Tensor, ledger: _Ledger) -> None:
-        self.tensor, self.ledger = tensor, ledger
-        ledger.hold(tensor)
-
-    def __del__(self) -> None:
-        self.ledger.release(self.tensor)
-
-
-@dataclass
-class _Ledger:
-    """Bytes of distinct storages held for backward, now and at their peak; parameters are kept anyway."""
-
-    ignored: set[int]
-    holders: dict[int, int] = field(default_factory=dict)
-    held: int = 0
-    peak: int = 0
-
-    def hold(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        if key in self.ignored:
-            return
-        self.holders[key] = self.holders.get(key, 0) + 1
-        if self.holders[key] == 1:
-            self.held += storage.nbytes()
-            self.peak = max(self.peak, self.held)
-
-    def release(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        if key in self.ignored:
-            return
-        self.holders[key] -= 1
-        if self.holders[key] == 0:
-            self.held -= storage.nbytes()
-
-
-@contextmanager
-def _counting(cost: dict[str, float], rule: Rule) -> Iterator[None]:
-    """Count the FLOPs of one update and the most bytes that autograd holds for its backward passes at a time."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    ledger = _Ledger({p.untyped_storage().data_ptr() for p in rule.parameters()})
-    counter = FlopCounterMode(display=False)
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: _Saved(t, ledger), lambda saved: saved.tensor)
-    with counter, hooks:
-        yield
-    cost["flops_per_update"] = float(counter.get_total_flops())
-    cost["saved_bytes"] = float(ledger.peak)
