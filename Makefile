@@ -31,6 +31,7 @@ demo: $(STAMP)  ## Run four claims on scikit-learn's digits and build report/ind
 
 test: setup  ## Run the whole test suite (no network).
 	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --doctest-modules src/assay
 
 check: setup  ## Fast checks: format, lint, types, import contracts and tests; PAPER=id checks what that paper touches.
 ifdef PAPER

@@ -105,7 +105,8 @@ LIMITS = {
         "Small networks on 6,000 images of MNIST: nothing about CIFAR, where the paper sees its largest gain. Energy and "
         "seconds on a GPU are not measured; the operations and bytes counted are those of the first update, so of the "
         "first phase where a rule has several. Forward-Forward and Cascaded Forward get far fewer passes than in the "
-        "paper, and sequential Mono-Forward shares its passes among the layers, where the paper gives each its own."
+        "paper, and sequential Mono-Forward shares its passes among the layers, where the paper gives each its own. Some "
+        "convolutional arms took the highest rate of the grid."
     ),
     "paper": "One of the paper's four data sets; its energy measurements need a GPU.",
 }
