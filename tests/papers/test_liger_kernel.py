@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from assay.papers.liger_kernel.study import IMPLEMENTATIONS, Step, errors, head, measure, step
+from assay.papers.liger_kernel.study import IMPLEMENTATIONS, Step, errors, head, measure, measure_model, step, study
 from assay.streams import Streams
 
 
@@ -45,3 +45,21 @@ def test_memory_of_a_step_is_at_least_its_gradients_and_repeats():
     first, again = (measure(Streams("t", 0), implementation="assay", **size)["step_memory"] for _ in range(2))
     assert first >= gradients
     assert again == pytest.approx(first, rel=0.1)
+
+
+def test_patched_and_unpatched_models_take_the_same_steps():
+    """The arms would train different models, or the patch change what is learnt: equal memory would mean nothing."""
+    pytest.importorskip("transformers")
+    size = {"vocabulary": 512, "features": 64, "layers": 1, "sequences": 2, "context": 32}
+    plain, patched = (measure_model(Streams("t", 0), patched=patched, **size) for patched in (False, True))
+    assert patched["loss_after"] < patched["loss"]
+    assert patched["loss_after"] == pytest.approx(plain["loss_after"], abs=1e-5)
+    other = measure_model(Streams("t", 1), patched=True, **size)
+    assert other["loss"] != patched["loss"]
+
+
+def test_every_hyperparameter_of_the_models_has_its_own_source():
+    """The Llama's width would be explained by the size of the head's benchmark."""
+    desk = study("desk")
+    assert "Llama 3 8B" in desk.source("Llama 128k, patched", "features")
+    assert "16384" in desk.source("assay float32", "features")

@@ -102,7 +102,7 @@ def quantize_per_tensor(
     Example:
         >>> codes, scale = quantize_per_tensor(torch.tensor([896.0, 1.0, 0.001]))
         >>> codes.float(), scale
-        (tensor([4.4800e+02, 5.0000e-01, 0.0000e+00]), tensor(2.))
+        (tensor([448.0000,   0.5000,   0.0000]), tensor(2.))
     """
     maxima = group_maxima(x, group_size)
     scale = _scale(maxima.amax() if maxima.numel() else maxima.new_zeros(()), dtype, torch.float32)

@@ -13,9 +13,9 @@ where it spans more.
 Shapes: x of any shape, flattened and cut into n = ceil(N / group_size) groups across rows; the last may be shorter.
 
 Departures from the official code, whose codes are the same otherwise: magnitudes are measured from M instead of from
-sqrt(M m), which needs two numbers per group instead of three and cannot overflow; zeros are no candidates for m
-anywhere in a group and come back as zeros; 1/16 <= k < 16, so that a group of equal magnitudes has a power too.
-A group that holds an infinity or NaN comes back as NaN.
+sqrt(M m), which needs two numbers per group instead of three (a number below 1e-38 M becomes 0); zeros are no
+candidates for m anywhere in a group and come back as zeros; 1/16 <= k < 16, so that a group of equal magnitudes has a
+power too. A group that holds an infinity or NaN comes back as NaN.
 Cost: 1 byte per entry and 5 per group (1.04 bytes per entry for groups of 128); one power per entry to quantize, one
 table look-up to restore, since a group's numbers are among 256 levels that depend on k alone.
 """
@@ -23,7 +23,6 @@ table look-up to restore, since a group's numbers are among 256 levels that depe
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -36,6 +35,8 @@ from assay.errors import InvalidInput
 __all__ = ["ExpandedGroups", "dequantize_expanded", "expansion_exponent", "quantize_expanded"]
 
 STEPS = 16  # k is a multiple of 1 / STEPS, stored as a whole number in one byte
+# By format and device; a dict, since torch.compile looks through functools.cache.
+_LEVELS: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
 
 class ExpandedGroups(NamedTuple):
@@ -89,7 +90,7 @@ def quantize_expanded(
     """Quantize a tensor in groups, each stretched to fill the format's range.
 
     Args:
-        x: Any shape, floating point. Magnitudes are kept down to float32's smallest normal number.
+        x: Any shape, floating point, within float32's range.
         group_size: Entries per group, at least 1.
         dtype: `torch.float8_e4m3fn` or `torch.float8_e5m2`.
         expand: False takes k = 1: plain FP8 with a scale per group.
@@ -139,10 +140,11 @@ def dequantize_expanded(groups: ExpandedGroups, group_size: int = 128, dtype: to
     return levels.mul_(scale.unsqueeze(-1)).view(-1)[: codes.numel()].view(codes.shape).to(dtype)
 
 
-@cache
 def _levels(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return sign(q) (|q| / L)^(1/k) for all 256 exponents and codes, as (65536,) float32: 256 KiB."""
-    codes = torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float64)
-    exponents = STEPS / torch.arange(256, dtype=torch.float64).unsqueeze(-1)
-    levels = (codes.abs() / largest(dtype)).pow(exponents).copysign(codes)
-    return levels.to(device, torch.float32).view(-1)
+    if (dtype, device) not in _LEVELS:
+        codes = torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float64)
+        exponents = STEPS / torch.arange(256, dtype=torch.float64).unsqueeze(-1)
+        levels = (codes.abs() / largest(dtype)).pow(exponents).copysign(codes)
+        _LEVELS[dtype, device] = levels.to(device, torch.float32).view(-1)
+    return _LEVELS[dtype, device]

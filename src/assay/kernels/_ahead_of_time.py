@@ -4,10 +4,10 @@ The convention: a `triton_kernel.py` in an operation's folder defines
 
     def ahead_of_time() -> list[Compilation]: ...
 
-with one `Compilation` per kernel and typical setting: at least bfloat16 at a common size, and the largest block that the
-kernel is ever launched with. `kernel_modules()` finds these files, `compile_for(...)` compiles one entry with Triton's own
-compiler and assembler, on any machine; tests assert that this works and that nothing spills, and
-`bench/triton_sm90.py` writes registers, shared memory and spills of all of them. Nothing of this says how fast they are.
+with one `Compilation` per kernel and typical setting: at least bfloat16 at a common size, and the largest block that
+the kernel is ever launched with. `kernel_modules()` finds these files, `compile_for(...)` compiles one entry with
+Triton's own compiler and assembler, on any machine; tests assert that this works, and `bench/triton_sm90.py` writes
+registers, shared memory and spills of all of them. Nothing of this says how fast they are.
 
     def ahead_of_time() -> list[Compilation]:
         types = {"x": "*bf16", "y": "*bf16", "columns": "i32", "eps": "fp32"}
@@ -40,8 +40,8 @@ class Compilation:
         constants: The value of every `tl.constexpr` argument.
         warps: `num_warps` of the launch.
         stages: `num_stages` of the launch.
-        divisible: Integer arguments that are multiples of 16 in this setting, as the launcher would see; pointers always
-            are.
+        divisible: Integer arguments that are multiples of 16 in this setting, as the launcher would see; pointers
+            always are.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiled kernel takes: registers per thread, bytes of shared memory per program, spilled bytes per thread."""
+    """What a kernel takes: registers and spilled bytes per thread, bytes of shared memory per program, atomics."""
 
     name: str
     registers: int

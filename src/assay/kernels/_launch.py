@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["LARGEST_BLOCK", "next_power_of_two", "persistent_programs", "runs_triton", "warps_for"]
 
-LARGEST_BLOCK = 16384  # the widest row that a program holds in its registers without spilling
+LARGEST_BLOCK = 16384  # the widest row that programs hold in their registers, with at most a few bytes spilled
 
 
 @cache
@@ -19,7 +19,7 @@ def _has_triton() -> bool:
 
 
 def runs_triton(tensor: Tensor) -> bool:
-    """Return whether kernels for a tensor are Triton's: it is on a CUDA or ROCm device, not float64, and Triton is there."""
+    """Return whether a tensor's kernels are Triton's: it is on a CUDA or ROCm device, not float64, Triton is there."""
     return tensor.is_cuda and tensor.dtype != torch.float64 and _has_triton()
 
 

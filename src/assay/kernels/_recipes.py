@@ -1,4 +1,4 @@
-"""The forwards that `patch` puts in place of a model's own; each is a small frozen value, so that models still pickle."""
+"""The forwards that `patch` puts in place of a model's own; each is a small frozen value, so models still pickle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from assay.kernels.layer_normalisation.functional import layer_norm
 from assay.kernels.rms_normalisation.functional import rms_norm
 from assay.kernels.rotary_embedding.functional import rope
 
-__all__ = ["CausalLoss", "FusedLayerNorm", "FusedRMSNorm", "FusedRotation", "GatedMLP", "LossInHead", "TanhGELU"]
+__all__ = [
+    "CausalLoss",
+    "FusedLayerNorm",
+    "FusedRMSNorm",
+    "FusedRotation",
+    "GatedMLP",
+    "LossInHead",
+    "TanhGELU",
+    "rotate",
+]
 
 
 @dataclass(frozen=True)
@@ -87,9 +96,19 @@ class TanhGELU:
         return forward
 
 
+def rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """`rope` of as many features as there are angles; some models rotate only the first ones."""
+    size = cos.shape[-1]
+    if size == queries.shape[-1]:
+        return rope(queries, keys, cos, sin, unsqueeze_dim=unsqueeze_dim)
+    turned = rope(queries[..., :size], keys[..., :size], cos, sin, unsqueeze_dim=unsqueeze_dim)
+    first, second = (torch.cat((t, x[..., size:]), -1) for t, x in zip(turned, (queries, keys), strict=True))
+    return first, second
+
+
 @dataclass(frozen=True)
 class FusedRotation:
-    """The module's own forward, in whose eyes a global function has become `rope`."""
+    """The module's own forward, in whose eyes a global function has become `rotate`."""
 
     function: str
     kernel: str = "rope"
@@ -99,7 +118,7 @@ class FusedRotation:
         old: Any = base.forward
         # With its module's name among the globals, torch.compile would look the function up in that module.
         names = {name: value for name, value in old.__globals__.items() if name != "__name__"}
-        names[self.function] = rope
+        names[self.function] = rotate
         new = FunctionType(old.__code__, names, old.__name__, old.__defaults__, old.__closure__)
         new.__kwdefaults__ = old.__kwdefaults__
         return functools.update_wrapper(new, old)
@@ -186,7 +205,9 @@ class CausalLoss:
                 outputs = base.forward(module, *args, **{**without, "return_dict": True})
             finally:
                 del head.__dict__["_assay_request"]
-            outputs.loss, outputs.logits = request.loss, None
+            # Made anew, since the loss has to come first.
+            rest = {name: value for name, value in outputs.items() if name not in ("loss", "logits")}
+            outputs = type(outputs)(loss=request.loss, logits=None, **rest)
             return outputs if (module.config.return_dict if as_dict is None else as_dict) else outputs.to_tuple()
 
         return forward

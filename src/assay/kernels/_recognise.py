@@ -118,6 +118,9 @@ def gated_mlp(kernel: str) -> Callable[[nn.Module], Found]:
     def match(module: nn.Module) -> Found:
         if not {"gate_proj", "up_proj", "down_proj"} <= set(module._modules):
             return None
+        obstacle = _obstacle(module)
+        if obstacle:
+            return obstacle if kernel == "swiglu" else None  # said once
         shapes = {"gate_proj": (3, 5), "up_proj": (3, 5), "down_proj": (5, 3)}
         projections = {name: _linear(*shape, dtype=torch.float64) for name, shape in shapes.items()}
         probe, inputs = stand_in(module, tensors=None, **projections), _random(7, 3)
@@ -127,10 +130,10 @@ def gated_mlp(kernel: str) -> Callable[[nn.Module], Found]:
             return down(activation(gate(inputs)) * up(inputs)).detach()
 
         if _equal(lambda: probe(inputs), expected(activations[kernel])):
-            return _obstacle(module) or [(module, GatedMLP(kernel))]
+            return [(module, GatedMLP(kernel))]
         if any(_equal(lambda: probe(inputs), expected(other)) for other in activations.values()):
             return None  # the other kernel's
-        return _DIFFERS if kernel == "swiglu" else None  # said once
+        return _DIFFERS if kernel == "swiglu" else None
 
     return match
 
@@ -160,11 +163,31 @@ def rope(module: nn.Module) -> Found:
         return None
     if forward is not type(module).forward:
         return "its forward is wrapped by a decorator"
-    queries, keys, angles = _random(2, 3, 5, 8), _random(2, 1, 5, 8), _random(2, 5, 4).repeat(1, 1, 2)
-    tensors = (queries, keys, angles.cos(), angles.sin())
-    pairs = zip(range(2), rope_reference(*tensors), strict=True)
-    fits = all(_equal(lambda i=i: forward.__globals__[_ROTARY](*tensors)[i], part) for i, part in pairs)  # type: ignore[misc]
+    function = forward.__globals__[_ROTARY]
+    fits = _rotates(function, 8) and (_rotates(function, 4) or not _works(function, 4))
     return _obstacle(module, None) or ([(module, FusedRotation(_ROTARY))] if fits else _DIFFERS)
+
+
+def _rotation_inputs(angles: int) -> tuple[Tensor, ...]:
+    """Queries and keys with 8 features, angles for some of them."""
+    turns = _random(2, 5, angles // 2).repeat(1, 1, 2)
+    return _random(2, 3, 5, 8), _random(2, 1, 5, 8), turns.cos(), turns.sin()
+
+
+def _works(function: Callable[..., Any], angles: int) -> bool:
+    try:
+        function(*_rotation_inputs(angles))
+    except Exception:
+        return False
+    return True
+
+
+def _rotates(function: Callable[..., Any], angles: int) -> bool:
+    """Whether a function turns queries and keys as `rotate` does, the angles for all or for some features."""
+    queries, keys, cos, sin = _rotation_inputs(angles)
+    turned = rope_reference(queries[..., :angles], keys[..., :angles], cos, sin)
+    expected = (torch.cat((t, x[..., angles:]), -1) for t, x in zip(turned, (queries, keys), strict=True))
+    return all(_equal(lambda i=i: function(queries, keys, cos, sin)[i], part) for i, part in enumerate(expected))  # type: ignore[misc]
 
 
 def linear_cross_entropy(module: nn.Module) -> Found:

@@ -19,6 +19,11 @@ __all__ = ["Recipe", "add_recipe", "original_class", "recipes_of", "remove_recip
 class Recipe(Protocol):
     """How to replace a forward; hashable and picklable."""
 
+    @property
+    def kernel(self) -> str:
+        """What it puts in place, as users call it; empty for a part of another recipe's change."""
+        ...
+
     def forward(self, base: type[nn.Module]) -> Callable[..., Any]:
         """Return the forward, self first, that a subclass of `base` shall have."""
         ...

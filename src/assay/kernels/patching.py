@@ -96,7 +96,7 @@ class Patch:
                 places.setdefault(change.recipe.kernel, Counter())[original_class(change.module).__name__] += 1
         parts = [
             f"{kernel}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
-            for kernel, counts in places.items()
+            for kernel, counts in sorted(places.items())
         ]
         parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
         return f"<Patch{'' if self.active else ' (undone)'} {'; '.join(parts)}>"
@@ -179,7 +179,9 @@ def _refuse_double(model: nn.Module, names: Sequence[str]) -> None:
 def _changes(model: nn.Module, names: Sequence[str]) -> tuple[list[Change], list[Skipped]]:
     """Ask every matcher about every module."""
     changes, skipped = [], []
-    places = {module: place for place, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)}
+    places = {
+        module: place for place, module in model.named_modules() if not isinstance(module, torch.jit.ScriptModule)
+    }
     for kernel in names:
         for module, place in places.items():
             found = MATCHERS[kernel](module)

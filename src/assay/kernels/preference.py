@@ -236,15 +236,11 @@ def kto_loss(
     _check_at_least_zero("kto_loss", desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     if desirable.dtype != torch.bool or desirable.shape != policy.total.shape:
         expected = f"bool of shape {tuple(policy.total.shape)}"
-        raise InvalidInput(
-            f"kto_loss: desirable must be {expected}, not {desirable.dtype} of {tuple(desirable.shape)}"
-        )
+        raise InvalidInput(f"kto_loss: desirable must be {expected}, not {desirable.dtype} of {tuple(desirable.shape)}")
     reward = policy.total - reference.total.detach()
     reference_point = torch.as_tensor(divergence, dtype=reward.dtype, device=reward.device).detach().clamp(min=0)
     above = beta * (reward - reference_point)
-    losses = torch.where(
-        desirable, desirable_weight * torch.sigmoid(-above), undesirable_weight * torch.sigmoid(above)
-    )
+    losses = torch.where(desirable, desirable_weight * torch.sigmoid(-above), undesirable_weight * torch.sigmoid(above))
     return losses.mean()
 
 

@@ -7,6 +7,7 @@ from assay.lab.backends import BACKENDS as BACKENDS
 from assay.lab.backends import check_jobs as check_jobs
 from assay.lab.backends import trial_backend as trial_backend
 from assay.lab.backends import worker_death as worker_death
+from assay.lab.cost import counted as counted
 from assay.lab.environment import usable_cores as usable_cores
 from assay.lab.evidence import load_evidence as load_evidence
 from assay.lab.evidence import load_summary as load_summary

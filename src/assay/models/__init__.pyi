@@ -4,3 +4,5 @@ from assay.models.mlp import MLP as MLP
 from assay.models.unconstrained_features import CollapsedMinimum as CollapsedMinimum
 from assay.models.unconstrained_features import UnconstrainedFeatures as UnconstrainedFeatures
 from assay.models.unconstrained_features import collapsed_minimum as collapsed_minimum
+from assay.models.vision_transformer import KolmogorovArnoldTransformer as KolmogorovArnoldTransformer
+from assay.models.vision_transformer import VisionTransformer as VisionTransformer

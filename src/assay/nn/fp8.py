@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from assay.errors import InvalidInput
 from assay.nn import _fp8_functions as functions
 
-__all__ = ["FP8Linear", "FP8MLP", "FP8RMSNorm"]
+__all__ = ["FP8MLP", "FP8Linear", "FP8RMSNorm"]
 
 
 def _checked(x: Tensor, features: int, layer: nn.Module) -> Tensor:
@@ -54,9 +54,7 @@ def _check_sizes(layer: str, **sizes: int) -> None:
 def _linear(x: Tensor, group_size: int, *layers: nn.Linear) -> list[Tensor]:
     """Apply linear layers that share one saved copy of their input."""
     products = functions.Linear.apply(x, group_size, *(layer.weight for layer in layers))
-    return [
-        y if layer.bias is None else y + layer.bias.to(y.dtype) for y, layer in zip(products, layers, strict=True)
-    ]
+    return [y if layer.bias is None else y + layer.bias.to(y.dtype) for y, layer in zip(products, layers, strict=True)]
 
 
 class FP8Linear(nn.Linear):

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 __all__ = ["EXPECTED_FAILURES"]
 
+_ROUNDED = (
+    "the layer computes with numbers rounded to FP8, a step function, and its gradient takes the rounding for the "
+    "identity, as finite differences cannot"
+)
+
 EXPECTED_FAILURES: dict[tuple[str, str, str], str] = {
     # (seam, case, check): reason
+    ("nn", "fp8-linear", "gradient"): _ROUNDED,
+    ("nn", "fp8-mlp", "gradient"): _ROUNDED,
+    ("nn", "fp8-mlp-gelu", "gradient"): _ROUNDED,
+    ("nn", "fp8-rms-norm", "gradient"): _ROUNDED,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,29 +12,16 @@ from torch import Tensor
 from assay.kernels.fused_linear_cross_entropy.functional import linear_cross_entropy
 from assay.kernels.fused_linear_cross_entropy.op import linear_cross_entropy_rows, linear_cross_entropy_sum
 from assay.kernels.fused_linear_cross_entropy.reference import linear_cross_entropy_reference
+from assay.testing._kernel import Kernel
+from assay.testing._kernel_cases_norms import NORM_CASES
+from assay.testing._kernel_cases_rational import RATIONAL_CASES
+from assay.testing._kernel_cases_rows import ROW_CASES
 from assay.testing._shared import assert_bit_equal, assert_close, global_generators_untouched, seeded
 
 __all__ = ["CASES", "CHECKS", "Kernel"]
 
 # Relative error (in norm) of results and gradients against the reference in float64 with the same rounded inputs.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A fused kernel in a tiny setting.
-
-    Args:
-        call: The op: tensors in, one tensor out. Floating-point tensors among its arguments are differentiated.
-        reference: The same in plain PyTorch, right in float64.
-        inputs: Makes the tensors, of odd sizes, from a dtype and a generator.
-        operators: Given the tensors, the registered operators beneath, with arguments for `torch.library.opcheck`.
-    """
-
-    call: Callable[..., Tensor]
-    reference: Callable[..., Tensor]
-    inputs: Callable[[torch.dtype, torch.Generator], tuple[Tensor, ...]]
-    operators: Callable[..., Sequence[tuple[Any, tuple[Any, ...]]]] = field(default=lambda *tensors: ())
 
 
 Factory = Callable[[], Kernel]
@@ -78,6 +64,9 @@ CASES: dict[str, Factory] = {
     "linear-cross-entropy-options": lambda: _linear_cross_entropy(
         chunk_size=1, label_smoothing=0.1, z_loss=0.01, softcap=2.0
     ),
+    **NORM_CASES,
+    **RATIONAL_CASES,
+    **ROW_CASES,
 }
 
 

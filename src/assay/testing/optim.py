@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from assay.optim.coat_adamw import COATAdamW
 from assay.optim.perp_grad import PerpGrad
 from assay.testing._shared import assert_bit_equal, assert_close, copies, global_generators_untouched, seeded
 
@@ -31,7 +32,15 @@ def _perp_grad(base: type[torch.optim.Optimizer], **options: Any) -> Factory:
     return lambda: lambda parameters: PerpGrad(base(parameters, **options), **own)
 
 
+def _coat(**options: Any) -> Factory:
+    return lambda: lambda parameters: COATAdamW(parameters, lr=0.01, **options)
+
+
 CASES: dict[str, Factory] = {
+    "coat-adamw": _coat(),
+    "coat-adamw-e5m2": _coat(exp_avg_sq_dtype="float8_e5m2", group_size=7),
+    "coat-adamw-plain-fp8": _coat(expand=False),
+    "coat-adamw-bfloat16": _coat(exp_avg_dtype="bfloat16", exp_avg_sq_dtype="bfloat16"),
     "perp-grad": _perp_grad(torch.optim.SGD, lr=0.1, momentum=0.8),
     "perp-grad-adamw": _perp_grad(torch.optim.AdamW, lr=0.01, weight_decay=0.0),
     "perp-grad-global": _perp_grad(torch.optim.SGD, lr=0.1, granularity="global"),

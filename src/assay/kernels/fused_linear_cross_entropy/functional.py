@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from assay.errors import InvalidInput
 from assay.kernels._cross_entropy_rows import check_options, mean_loss
 from assay.kernels._derivatives import refuse_forward_mode
+from assay.kernels._head_arguments import autocast, check_chunking, check_head
 from assay.kernels.fused_linear_cross_entropy.op import linear_cross_entropy_rows, linear_cross_entropy_sum
 
 __all__ = ["LinearCrossEntropy", "linear_cross_entropy"]
@@ -68,8 +69,8 @@ def linear_cross_entropy(
         >>> linear_cross_entropy(hidden, head.weight, labels, linear_bias=head.bias).shape
         torch.Size([])
     """
-    input, linear_weight = _autocast(input), _autocast(linear_weight)
-    linear_bias = None if linear_bias is None else _autocast(linear_bias)
+    input, linear_weight = autocast(input), autocast(linear_weight)
+    linear_bias = None if linear_bias is None else autocast(linear_bias)
     _check_tensors(input, linear_weight, target, linear_bias, weight)
     _check_options(reduction, label_smoothing, z_loss, softcap, chunk_size, accumulate_dtype)
 
@@ -84,49 +85,22 @@ def linear_cross_entropy(
     return total if reduction == "sum" else mean_loss(total, labels, weight, ignore_index)
 
 
-def _autocast(tensor: Tensor) -> Tensor:
-    """Cast as `F.linear` does under autocast, which leaves float64 alone."""
-    device = tensor.device.type
-    if tensor.is_floating_point() and tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return tensor.to(torch.get_autocast_dtype(device))
-    return tensor
-
-
 def _check_tensors(
     input: Tensor, linear_weight: Tensor, target: Tensor, linear_bias: Tensor | None, weight: Tensor | None
 ) -> None:
     name = "linear_cross_entropy"
-    if not input.is_floating_point() or input.dim() < 1:
-        raise InvalidInput(f"{name}: input must be floating point of shape (..., H), not {_describe(input)}")
-    if linear_weight.dim() != 2 or linear_weight.shape[1] != input.shape[-1] or linear_weight.shape[0] < 1:
-        expected = f"(V, {input.shape[-1]}) with V > 0 for input {tuple(input.shape)}"
-        raise InvalidInput(f"{name}: linear_weight must be {expected}, not {tuple(linear_weight.shape)}")
+    check_head(name, input, linear_weight, linear_bias, names=("input", "linear_weight", "linear_bias"))
     if target.dtype != torch.int64 or target.shape != input.shape[:-1]:
-        expected = f"int64 labels of shape {tuple(input.shape[:-1])}"
         raise InvalidInput(
-            f"{name}: target must be {expected}, not {_describe(target)}; class probabilities are not supported"
+            f"{name}: target must be int64 labels of shape {tuple(input.shape[:-1])}, not {target.dtype} of shape "
+            f"{tuple(target.shape)}; class probabilities are not supported"
         )
-    for what, vector in (("linear_bias", linear_bias), ("weight", weight)):
-        if vector is not None and vector.shape != linear_weight.shape[:1]:
-            raise InvalidInput(f"{name}: {what} must have shape ({linear_weight.shape[0]},), not {tuple(vector.shape)}")
-    for what, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
-        if tensor is not None and tensor.dtype != input.dtype:
-            raise InvalidInput(
-                f"{name}: {what} is {tensor.dtype} but input is {input.dtype}; cast one, or use autocast"
-            )
-    for what, tensor in (
-        ("linear_weight", linear_weight),
-        ("target", target),
-        ("linear_bias", linear_bias),
-        ("weight", weight),
-    ):
+    if weight is not None and weight.shape != linear_weight.shape[:1]:
+        raise InvalidInput(f"{name}: weight must have shape ({linear_weight.shape[0]},), not {tuple(weight.shape)}")
+    for what, tensor in (("target", target), ("weight", weight)):
         if tensor is not None and tensor.device != input.device:
             raise InvalidInput(f"{name}: {what} is on {tensor.device} but input is on {input.device}")
     refuse_forward_mode(name, input, linear_weight, linear_bias)
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def _check_options(
@@ -137,12 +111,8 @@ def _check_options(
     chunk_size: int | None,
     accumulate_dtype: torch.dtype | None,
 ) -> None:
-    name = "linear_cross_entropy"
-    check_options(name, reduction, label_smoothing, z_loss, softcap)
-    if chunk_size is not None and chunk_size < 1:
-        raise InvalidInput(f"{name}: chunk_size must be at least 1, or None, not {chunk_size}")
-    if accumulate_dtype is not None and not accumulate_dtype.is_floating_point:
-        raise InvalidInput(f"{name}: accumulate_dtype must be a floating point type, or None, not {accumulate_dtype}")
+    check_options("linear_cross_entropy", reduction, label_smoothing, z_loss, softcap)
+    check_chunking("linear_cross_entropy", chunk_size, accumulate_dtype)
 
 
 class LinearCrossEntropy(nn.Module):

@@ -14,31 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.kernels._chunked_head import Gradients, sum_dtype
 from assay.kernels._cross_entropy_rows import LossTerms
 from assay.kernels._derivatives import refuse_second_order
+from assay.kernels._gradients_in_forward import fake_gradients, gradient_tensors, save_gradients, scale_gradients
 from assay.kernels._row_blocks import working_dtype
 from assay.kernels.fused_linear_cross_entropy.chunked import linear_cross_entropy_chunked
 
 __all__ = ["linear_cross_entropy_rows", "linear_cross_entropy_rows_backward", "linear_cross_entropy_sum"]
 
 _DIFFERENTIATED = 3  # input, linear_weight and linear_bias lead the arguments
-
-
-def _tensors(found: Gradients, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An operator returns tensors only: an empty one stands for a gradient that nobody needs."""
-    gi, gw, gb = (like.new_empty(0) if gradient is None else gradient for gradient in found)
-    return gi, gw, gb
-
-
-def _fake_gradients(
-    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, needs: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    gi = input.new_empty(input.shape if needs[0] else 0)
-    summed = sum_dtype(input.dtype)
-    gw = input.new_empty(linear_weight.shape if needs[1] else 0, dtype=summed if needs[1] else None)
-    gb = input.new_empty(linear_weight.shape[0] if needs[2] else 0, dtype=summed if needs[2] else None)
-    return gi, gw, gb
 
 
 @torch.library.custom_op("assay::linear_cross_entropy_sum", mutates_args=())
@@ -69,41 +53,16 @@ def linear_cross_entropy_sum(
         accumulate_dtype=accumulate_dtype,
         gradients=(needs_input, needs_weight, needs_bias),
     )
-    return (losses.sum(), *_tensors(found, input))
+    return (losses.sum(), *gradient_tensors(found, input))
 
 
 @linear_cross_entropy_sum.register_fake
 def _(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     loss = input.new_empty((), dtype=working_dtype(input.dtype))
-    return (loss, *_fake_gradients(input, linear_weight, linear_bias, rest[-3:]))
+    return (loss, *fake_gradients(input, linear_weight, linear_bias, rest[-3:]))
 
 
-def _save_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.needs, ctx.dtype = inputs[-3:], inputs[0].dtype
-    ctx.arguments = len(inputs)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[1:])
-
-
-def _scale_gradients(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    """Scale the gradients in place where that is safe, so that autograd can take them over without a copy.
-
-    It is if the graph is about to be freed, and if the tensors are no stand-ins that a compiler traces.
-    """
-    refuse_second_order("linear_cross_entropy")
-    found: list[Tensor | None] = [None] * ctx.arguments
-    if grad_loss is None:
-        return tuple(found)
-    retained = torch._C._autograd._get_current_graph_task_keep_graph()
-    for place, (needed, gradient) in enumerate(zip(ctx.needs, ctx.saved_tensors, strict=True)):
-        if needed:
-            in_place = type(gradient) is Tensor and not retained
-            found[place] = (gradient.mul_(grad_loss) if in_place else gradient * grad_loss).to(ctx.dtype)
-    return tuple(found)
-
-
-linear_cross_entropy_sum.register_autograd(_scale_gradients, setup_context=_save_gradients)
+linear_cross_entropy_sum.register_autograd(scale_gradients("linear_cross_entropy"), setup_context=save_gradients)
 
 
 @torch.library.custom_op("assay::linear_cross_entropy_rows", mutates_args=())
@@ -161,12 +120,12 @@ def linear_cross_entropy_rows_backward(
         accumulate_dtype=accumulate_dtype,
         gradients=(needs_input, needs_weight, needs_bias),
     )
-    return _tensors(found, input)
+    return gradient_tensors(found, input)
 
 
 @linear_cross_entropy_rows_backward.register_fake
 def _(grad_losses: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, *rest: Any) -> Any:
-    return _fake_gradients(input, linear_weight, linear_bias, rest[-3:])
+    return fake_gradients(input, linear_weight, linear_bias, rest[-3:])
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -11,8 +11,8 @@ Departures. Gradients never overwrite a and b, which their producers and a secon
 bfloat16 between the two factors, as in the official code; float16 goes through float32, since dc ⊙ b may overflow where
 the gradient does not.
 
-Cost: forward reads a and b and writes c; backward reads a, b, dc and writes da and db; f is computed twice. Memory beyond
-the results: a block, or three for float16.
+Cost: forward reads a and b and writes c; backward reads a, b, dc and writes da and db; f is computed twice. Memory
+beyond the results: a block, or three for float16.
 """
 
 from __future__ import annotations

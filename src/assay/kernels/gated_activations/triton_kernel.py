@@ -51,7 +51,7 @@ def forward_kernel(
     gelu: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """c = f(a) b."""
+    """Write c = f(a) b."""
     row = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * block + tl.arange(0, block)
     inside = offsets < columns
@@ -75,7 +75,7 @@ def backward_kernel(
     gelu: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    """da = dc b f'(a), db = dc f(a)."""
+    """Write da = dc b f'(a), db = dc f(a)."""
     row = tl.program_id(0).to(tl.int64)
     offsets = tl.program_id(1) * block + tl.arange(0, block)
     inside = offsets < columns

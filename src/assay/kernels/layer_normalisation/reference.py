@@ -1,7 +1,7 @@
 """Layer normalisation written plainly, with autograd for the rest.
 
-What the fused implementations must equal. Autograd keeps several tensors of the input's size; in return there are second
-derivatives, forward mode and `torch.func`.
+What the fused implementations must equal. Autograd keeps several tensors of the input's size; in return there are
+second derivatives, forward mode and `torch.func`.
 
 Shapes: H elements of `normalized_shape`, the last dimensions.
 """

@@ -6,9 +6,9 @@ added in float64 in a fixed order, so gradients are exact to the tile's rounding
 
 Shapes: x (R, D) in any floating dtype and with any strides; a (G, m + 1), b (G, n) in the working dtype.
 
-Two bodies for a block. `compiled=False` writes each step of `formulas.py` into one of a few buffers that are used for all
-blocks: PyTorch's own operators, 7 to 8 times faster than autograd's plain version, since its temporaries stay in the
-cache. `compiled=True` has `torch.compile` fuse the formulas, once per process, which is another 2 to 3 times faster.
+Two bodies for a block. `compiled=False` writes each step of `formulas.py` into one of a few buffers that all blocks
+share: PyTorch's own operators, several times faster than autograd's plain version, since temporaries stay in the cache.
+`compiled=True` has `torch.compile` fuse the formulas, once per process, which is several times faster again.
 
 Departure: the paper's tile is 64 rows of one group, for a GPU's shared memory; a CPU's cache takes more.
 Cost: reads x twice and the upstream gradient once; memory beyond result and gradient: 6 blocks (1.5 to 3 MiB a thread).

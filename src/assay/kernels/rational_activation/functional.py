@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,6 +18,9 @@ __all__ = ["group_rational"]
 # From these sizes on, a few hundred steps make up for the ten seconds that compiling takes.
 COMPILED_FROM = 2**22
 COMPILED_FROM_INSIDE_A_GRAPH = 2**18
+HAS_COMPILER = (
+    shutil.which(os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))) is not None
+)
 
 
 def group_rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, compiled: bool | None = None) -> Tensor:
@@ -55,22 +57,15 @@ def group_rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, compile
     """
     _check(x, numerator, denominator)
     refuse_forward_mode("group_rational", x, numerator, denominator)
-    groups = max(numerator.shape[0], denominator.shape[0])
     rows = x.reshape(-1, x.shape[-1])
     if compiled is None:
         compiled = _worth_compiling(x)
-    return group_rational_op(rows, numerator.expand(groups, -1), denominator.expand(groups, -1), compiled).view(x.shape)
+    return group_rational_op(rows, numerator, denominator, compiled).view(x.shape)
 
 
 def _worth_compiling(x: Tensor) -> bool:
     from_elements = COMPILED_FROM_INSIDE_A_GRAPH if torch.compiler.is_compiling() else COMPILED_FROM
-    return x.device.type == "cpu" and x.numel() >= from_elements and _has_compiler()
-
-
-@cache
-def _has_compiler() -> bool:
-    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    return shutil.which(os.environ.get("CXX", default)) is not None
+    return x.device.type == "cpu" and x.numel() >= from_elements and HAS_COMPILER
 
 
 def _check(x: Tensor, numerator: Tensor, denominator: Tensor) -> None:
@@ -79,9 +74,8 @@ def _check(x: Tensor, numerator: Tensor, denominator: Tensor) -> None:
         raise InvalidInput(f"{name}: x must be floating point of shape (..., D), not {x.dtype} of {tuple(x.shape)}")
     for what, coefficients in (("numerator", numerator), ("denominator", denominator)):
         if coefficients.dim() != 2 or 0 in coefficients.shape:
-            raise InvalidInput(
-                f"{name}: {what} must have a row per group and a column per power, not shape {tuple(coefficients.shape)}"
-            )
+            shape = tuple(coefficients.shape)
+            raise InvalidInput(f"{name}: {what} must have a row per group and a column per power, not shape {shape}")
         if coefficients.dtype not in (x.dtype, torch.promote_types(x.dtype, torch.float32)):
             raise InvalidInput(f"{name}: {what} is {coefficients.dtype} but x is {x.dtype}; cast one")
         if coefficients.device != x.device:

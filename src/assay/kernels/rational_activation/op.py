@@ -1,9 +1,9 @@
 """The group-rational activation as PyTorch operators: shapes for the compiler, a formula for autograd.
 
 `assay::group_rational` saves x and the coefficients; `assay::group_rational_gradients` computes everything again from
-them; second derivatives go by way of the reference. On a GPU both run the Triton kernels where Triton is installed, elsewhere and everywhere else the blocks.
+them; second derivatives go by way of the reference. On a GPU with Triton both run Triton's kernels, else the blocks.
 
-Shapes: x (R, D), a = numerator (G, m + 1), b = denominator (G, n).
+Shapes: x (R, D); numerator (G or 1, m + 1), denominator (G or 1, n), a and b the same with G rows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,16 @@ __all__ = ["group_rational_gradients_op", "group_rational_op"]
 
 
 def _working(x: Tensor, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return numerator.detach().to(dtype), denominator.detach().to(dtype)
+    """Return the coefficients in the working dtype, with a row per group."""
+    groups, dtype = max(len(numerator), len(denominator)), torch.promote_types(x.dtype, torch.float32)
+    a, b = (tensor.detach().to(dtype).expand(groups, -1).contiguous() for tensor in (numerator, denominator))
+    return a, b
+
+
+def _as(gradient: Tensor, coefficients: Tensor) -> Tensor:
+    """Sum over groups that share a row, and round."""
+    shared = len(coefficients) == 1 and len(gradient) > 1
+    return (gradient.sum(0, keepdim=True) if shared else gradient).to(coefficients.dtype)
 
 
 @torch.library.custom_op("assay::group_rational", mutates_args=())
@@ -54,7 +62,7 @@ def group_rational_gradients_op(
         found = group_rational_gradients_triton(upstream, x, a, b)
     else:
         found = group_rational_gradients_blocked(upstream, x, a, b, compiled=compiled)
-    return found[0], found[1].to(numerator.dtype), found[2].to(denominator.dtype)
+    return found[0], _as(found[1], numerator), _as(found[2], denominator)
 
 
 @group_rational_gradients_op.register_fake

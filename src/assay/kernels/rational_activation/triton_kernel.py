@@ -1,6 +1,6 @@
 """The group-rational activation in Triton: forward, FlashKAT's backward, and KAT's backward to compare it with.
 
-Paper: "FlashKAT" (arXiv:2505.13813): KAT's backward pass waits for memory since every element adds to the m + 1 + n shared
+Paper: "FlashKAT" (arXiv:2505.13813): KAT's backward pass waits for memory since every element adds to the shared
 coefficients of its group by atomic additions to global memory. Here a program owns a tile of rows x channels of one
 group, sums the tile on chip, and writes the sums where no other program writes; a second sum over tiles follows. So
 there is one write per tile and coefficient where KAT has one atomic addition per element and coefficient.
@@ -137,9 +137,7 @@ def group_rational_triton(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return result
 
 
-def group_rational_gradients_triton(
-    upstream: Tensor, x: Tensor, a: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def group_rational_gradients_triton(upstream: Tensor, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx (R, D) in x's dtype, da (G, M) and db (G, N) in float32; tiles first, then the sum over tiles."""
     upstream, x, a, b = (tensor.contiguous() for tensor in (upstream, x, a, b))
     gradient, (rows, channels), (groups, m), n = torch.empty_like(x), x.shape, a.shape, b.shape[1]

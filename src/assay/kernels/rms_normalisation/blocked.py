@@ -11,11 +11,13 @@ Departures. dx never overwrites dy, which a residual branch may still need. Inte
 precision; only what the casting asks for is rounded. With casting "none" the mean square is float32 too, where the
 official code's overflows in float16 from |x| = 256 on.
 
-Cost: forward reads x and writes y, backward reads x and dy and writes dx; the passes between are over a block that stays
-in the cache. Memory beyond the results: a block.
+Cost: forward reads x and writes y, backward reads x and dy and writes dx; the passes between are over a block that
+stays in the cache. Memory beyond the results: a block.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,19 +41,26 @@ def rms_norm_blocked(
     y = x.new_empty(rows, columns, dtype=result_dtype(x.dtype, weight, casting))
     r = x.new_empty(rows, 1, dtype=working)
     scale = None if weight is None else weight.to(working) + offset
-    for block in row_blocks(rows, columns, x.device):
-        values = y[block] if y.dtype == working else y.new_empty(y[block].shape, dtype=working)
+    blocks = list(row_blocks(rows, columns, x.device))
+    scratch = y if y.dtype == working else _scratch(x, blocks, working)
+    for block in blocks:
+        values = y[block] if y.dtype == working else scratch[: block.stop - block.start]
         values.copy_(x[block])
         torch.linalg.vector_norm(values, dim=1, keepdim=True, out=r[block])
         r[block].square_().mul_(1 / max(columns, 1)).add_(eps).rsqrt_()
         values.mul_(r[block].to(x.dtype) if casting == "none" else r[block])
         if scale is not None:
             if casting != "gemma" and x.dtype != working:
-                values.copy_(values.to(x.dtype))
+                values.copy_(y[block].copy_(values) if y.dtype == x.dtype else values.to(x.dtype))
             values.mul_(scale)
         if values.dtype != y.dtype:
             y[block] = values
     return y, r.squeeze(1)
+
+
+def _scratch(like: Tensor, blocks: Sequence[slice], dtype: torch.dtype) -> Tensor:
+    """Return a buffer for the rows of one block, of which the first is the largest."""
+    return like.new_empty(blocks[0].stop if blocks else 0, like.shape[1], dtype=dtype)
 
 
 def rms_norm_blocked_backward(
@@ -71,9 +80,14 @@ def rms_norm_blocked_backward(
     scale = None if weight is None else weight.to(r.dtype) + offset
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if needs[0] else None
     dw = x.new_zeros(columns, dtype=r.dtype) if needs[1] else None
-    for block in row_blocks(rows, columns, x.device):
-        factor, values, upstream = r[block], x[block].to(r.dtype), dy[block].to(r.dtype)
-        product = upstream * values
+    blocks = list(row_blocks(rows, columns, x.device))
+    scratch = [_scratch(x, blocks, r.dtype) for _ in range(1 if x.dtype == dy.dtype == r.dtype else 3)]
+    for block in blocks:
+        factor, values, upstream = r[block], x[block], dy[block]
+        product, *copies = (buffer[: block.stop - block.start] for buffer in scratch)
+        if copies:
+            values, upstream = (copy.copy_(t) for copy, t in zip(copies, (values, upstream), strict=True))
+        torch.mul(upstream, values, out=product)
         if dw is not None:
             dw.addmv_(product.t(), factor)
         if dx is not None:

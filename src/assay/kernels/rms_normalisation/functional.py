@@ -38,7 +38,8 @@ def rms_norm(
         input: (..., *normalized_shape), floating point.
         normalized_shape: The last dimensions, over which the mean is taken.
         weight: w of shape `normalized_shape`, or None for none; of any floating-point type.
-        eps: ε, finite and at least 0; by default, as in `F.rms_norm`, the spacing at 1 of float32 (float64 for such input).
+        eps: ε, finite and at least 0; by default the spacing at 1 of float32 (float64 for such input), as in
+            `F.rms_norm`.
         offset: o, added to the weight: 0 in Llama, 1 in Gemma, whose weights are stored as differences from 1.
         casting: What is rounded to the input's type on the way in half precision. "llama": x r, before the product with
             the weight; "gemma": only the result; "none": r, x r and the result, as if nothing had been cast up (but the
@@ -53,7 +54,7 @@ def rms_norm(
 
     Example:
         >>> x, weight = torch.randn(2, 5, 8), torch.ones(8)
-        >>> torch.allclose(rms_norm(x, (8,), weight, 1e-6), torch.nn.functional.rms_norm(x, (8,), weight, 1e-6), atol=1e-6)
+        >>> torch.allclose(rms_norm(x, (8,), weight), torch.nn.functional.rms_norm(x, (8,), weight), atol=1e-6)
         True
     """
     shape = check_trailing("rms_norm", input, normalized_shape, {"weight": weight})
@@ -118,9 +119,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised input, (..., *normalized_shape)."""
-        return rms_norm(
-            x, self.normalized_shape, self.weight, self.eps, offset=self.offset, casting=self.casting
-        )
+        return rms_norm(x, self.normalized_shape, self.weight, self.eps, offset=self.offset, casting=self.casting)
 
     def extra_repr(self) -> str:
         """Return the options."""

@@ -7,7 +7,6 @@ Shapes: R rows, H columns.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +30,8 @@ def rms_norm_forward(
         from assay.kernels.rms_normalisation.triton_kernel import rms_norm_triton
 
         return rms_norm_triton(x, weight, eps, offset, casting)
-    return rms_norm_blocked(x, weight, eps, offset, casting)
+    with torch.autocast(x.device.type, enabled=False):
+        return rms_norm_blocked(x, weight, eps, offset, casting)
 
 
 @rms_norm_forward.register_fake
@@ -73,9 +73,11 @@ def _gradients(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (x, weight, r), (eps, offset, casting) = ctx.saved_tensors, ctx.options
     needs = ctx.needs_input_grad[:2]
     if torch.is_grad_enabled():
-        options = {"eps": eps, "offset": offset, "casting": casting}
-        plain = partial(rms_norm_reference, **options)
-        return *differentiable_gradients(lambda a, w: plain(a, a.shape[1:], w), (x, weight), needs, dy), *[None] * 3
+
+        def plain(a: Tensor, w: Tensor | None) -> Tensor:
+            return rms_norm_reference(a, a.shape[1:], w, eps, offset=offset, casting=casting)
+
+        return *differentiable_gradients(plain, (x, weight), needs, dy), None, None, None
     dx, dw = rms_norm_backward(dy, x, r, weight, offset, *needs)
     return dx if needs[0] else None, dw if needs[1] else None, None, None, None
 

@@ -1,8 +1,8 @@
 """Root-mean-square normalisation in Triton: a program per row forward, a program per share of the rows backward.
 
-Source: Hsu et al., "Liger Kernel" (arXiv:2410.10989), section 3.2, RMSNorm; formulas in `blocked`. The weight's gradient
-needs no atomics: every program of the backward launch sums the rows of its share in registers and writes one row of a
-buffer, which is summed afterwards. So the result is the same on every run.
+Source: Hsu et al., "Liger Kernel" (arXiv:2410.10989), section 3.2, RMSNorm; formulas in `blocked`. The weight's
+gradient needs no atomics: every program of the backward launch sums the rows of its share in registers and writes one
+row of a buffer, which is summed afterwards. So the result is the same on every run.
 
 Shapes: R rows, H columns, P programs; x, y and their gradients (R, H), w (H,), r (R,), partial sums (P, H).
 
@@ -26,7 +26,9 @@ __all__ = ["ahead_of_time", "rms_norm_triton", "rms_norm_triton_backward"]
 
 
 @triton.jit
-def _forward(x, w, y, r, stride, columns, eps, offset, CASTING: tl.constexpr, WEIGHT: tl.constexpr, BLOCK: tl.constexpr):
+def _forward(
+    x, w, y, r, stride, columns, eps, offset, CASTING: tl.constexpr, WEIGHT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < columns
@@ -69,9 +71,7 @@ def _backward(
         tl.store(partial + program * columns + column, total, mask=inside)
 
 
-def rms_norm_triton(
-    x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: str
-) -> tuple[Tensor, Tensor]:
+def rms_norm_triton(x: Tensor, weight: Tensor | None, eps: float, offset: float, casting: str) -> tuple[Tensor, Tensor]:
     """Return y (R, H) and r (R,), as `rms_norm_blocked` does."""
     x = x if x.stride(1) == 1 else x.contiguous()
     rows, columns = x.shape
@@ -81,8 +81,9 @@ def rms_norm_triton(
         block = next_power_of_two(columns)
         w = x if weight is None else weight.contiguous()
         _forward[(rows,)](
-            x, w, y, r, x.stride(0), columns, eps, offset, casting, weight is not None, block, num_warps=warps_for(block)
-        )
+            x, w, y, r, x.stride(0), columns, eps, offset, casting, weight is not None, block,
+            num_warps=warps_for(block),
+        )  # fmt: skip
     return y, r
 
 

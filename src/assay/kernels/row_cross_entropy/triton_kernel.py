@@ -39,6 +39,35 @@ def _read(
 
 
 @triton.jit
+def _first_pass(
+    logits: tl.tensor,
+    weight: tl.tensor,
+    columns: tl.tensor,
+    softcap: tl.tensor,
+    has_weight: tl.constexpr,
+    has_smoothing: tl.constexpr,
+    has_softcap: tl.constexpr,
+    block: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Return the largest logit, the sum of exponentials relative to it, and the (weighted) average of the logits."""
+    largest = -3.0e38  # finite, so that a first block of minus infinities leaves the sum 0
+    total = 0.0
+    average = 0.0
+    for start in range(0, columns, block):
+        offsets = start + tl.arange(0, block)
+        inside = offsets < columns
+        values = _read(logits, offsets, inside, softcap, has_softcap)
+        higher = tl.maximum(largest, tl.max(values))
+        total = total * tl.exp(largest - higher) + tl.sum(tl.exp(values - higher))
+        largest = higher
+        if has_smoothing:
+            if has_weight:
+                values = values * tl.load(weight + offsets, mask=inside, other=0.0).to(tl.float32)
+            average += tl.sum(tl.where(inside, values, 0.0)) / columns
+    return largest, total, average
+
+
+@triton.jit
 def row_losses_kernel(
     logits: tl.tensor,
     gradient: tl.tensor,
@@ -75,21 +104,9 @@ def row_losses_kernel(
         return
 
     of_label = tl.sum(_read(logits, label + tl.arange(0, 1), tl.arange(0, 1) == 0, softcap, has_softcap))
-    largest = -3.0e38  # finite, so that a first block of minus infinities leaves the sum 0
-    total = 0.0
-    average = 0.0
-    for start in range(0, columns, block):
-        offsets = start + tl.arange(0, block)
-        inside = offsets < columns
-        values = _read(logits, offsets, inside, softcap, has_softcap)
-        higher = tl.maximum(largest, tl.max(values))
-        total = total * tl.exp(largest - higher) + tl.sum(tl.exp(values - higher))
-        largest = higher
-        if has_smoothing:
-            if has_weight:
-                values = values * tl.load(weight + offsets, mask=inside, other=0.0).to(tl.float32)
-            average += tl.sum(tl.where(inside, values, 0.0)) / columns
-
+    largest, total, average = _first_pass(
+        logits, weight, columns, softcap, has_weight, has_smoothing, has_softcap, block
+    )
     log_normalizer = largest + tl.log(total)
     at_label = 1 - label_smoothing
     of_softmax = at_label + 2 * z_loss * log_normalizer
