@@ -84,6 +84,13 @@ def test_a_seam_falls_back_to_torch():
     assert resolve("schedules", "cosine-annealing(T_max=3)").func is torch.optim.lr_scheduler.CosineAnnealingLR
 
 
+def test_every_kind_of_data_set_has_a_name():
+    """Images, tables, text and graphs are loaded by name; helpers of the same folder are not."""
+    names = known("data")
+    assert {"digits", "wine", "tinyshakespeare", "stdlib-text", "cora", "modular-arithmetic"} <= set(names)
+    assert not {"batches", "fetch", "split-dataset", "stratified-split"} & set(names)
+
+
 def test_an_unknown_name_lists_the_nearest():
     """A typing error must say what was probably meant."""
     with pytest.raises(UnknownName, match=r"adamv.*adamw"):

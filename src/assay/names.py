@@ -44,7 +44,7 @@ def _is_loader(name: str, get: Callable[[], Any]) -> bool:
         return False
     signature = inspect.signature(get())
     optional = all(p.default is not inspect.Parameter.empty for p in signature.parameters.values())
-    return optional and signature.return_annotation == "Dataset"
+    return optional and str(signature.return_annotation).endswith("Dataset")
 
 
 # A seam's folder exports more than what may be named: pure functions, base classes, helpers.
