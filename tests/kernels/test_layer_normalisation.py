@@ -62,7 +62,8 @@ def test_half_precision_gradients_are_as_exact_as_the_type_allows(dtype, weight_
     found = torch.autograd.grad(y, (x, *parameters), upstream)
     assert y.dtype == dtype and [g.dtype for g in found] == [t.dtype for t in (x, *parameters)]
     for a, e in zip(found, expected, strict=True):
-        assert error(a, e) < torch.finfo(a.dtype).eps / 2 + 1e-6
+        # Float32 sums over 4096 rows: a random walk of 4096 roundings.
+        assert error(a, e) < torch.finfo(a.dtype).eps / 2 + 4096**0.5 * 2**-24
     if weight_dtype is None:
         theirs = torch.autograd.grad(F.layer_norm(x, (64,), *parameters), (x, *parameters), upstream)
         assert error(theirs[1], expected[1]) > 2 * error(found[1], expected[1])

@@ -123,7 +123,7 @@ def gated_mlp(kernel: str) -> Callable[[nn.Module], Found]:
             return obstacle if kernel == "swiglu" else None  # said once
         shapes = {"gate_proj": (3, 5), "up_proj": (3, 5), "down_proj": (5, 3)}
         projections = {name: _linear(*shape, dtype=torch.float64) for name, shape in shapes.items()}
-        probe, inputs = stand_in(module, tensors=None, **projections), _random(7, 3)
+        probe, inputs = stand_in(module, children=projections), _random(7, 3)
         gate, up, down = projections.values()
 
         def expected(activation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -246,7 +246,7 @@ def _same_loss(model: Any, recipe: CausalLoss) -> bool:
     asked = stand_in(small)
     asked.__class__ = with_recipes(nn.Linear, (LossInHead(),))
     backbone = {model.base_model_prefix: _Hidden(_random(2, 5, 3, dtype=torch.float32))}
-    plain, patched = (stand_in(model, **backbone, **{recipe.head: layer}) for layer in (small, asked))
+    plain, patched = (stand_in(model, children={**backbone, recipe.head: layer}) for layer in (small, asked))
     patched.__class__ = with_recipes(original_class(model), (*recipes_of(model), recipe))
     plain.training = patched.training = True
     labels = torch.tensor([[0, 1, -100, 2, 0], [1, 1, 0, -100, 1]], device="cpu")

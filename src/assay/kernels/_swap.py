@@ -7,8 +7,7 @@ are made once per class and recipes, pickle as "this class with these recipes", 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from torch import nn
@@ -39,28 +38,32 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "_assay_original", type(module))
 
 
-@cache
+_made: dict[tuple[type[nn.Module], tuple[Recipe, ...]], type[nn.Module]] = {}
+
+
 def with_recipes(original: type[nn.Module], recipes: tuple[Recipe, ...]) -> type[nn.Module]:
-    """Return the subclass of a class that follows recipes, the last one outermost."""
+    """Return the subclass of a class that follows recipes, the last one outermost; always the same one."""
     if not recipes:
         return original
-    base = with_recipes(original, recipes[:-1])
-    namespace = {
-        "__module__": original.__module__,
-        "__qualname__": original.__qualname__,
-        "__doc__": original.__doc__,
-        "__reduce_ex__": _reduce,
-        "_assay_original": original,
-        "_assay_recipes": recipes,
-        "forward": recipes[-1].forward(base),
-    }
-    return type(original.__name__, (base,), namespace)
+    if (original, recipes) not in _made:
+        base = with_recipes(original, recipes[:-1])
+        namespace = {
+            "__module__": original.__module__,
+            "__qualname__": original.__qualname__,
+            "__doc__": original.__doc__,
+            "__reduce_ex__": _reduce,
+            "_assay_original": original,
+            "_assay_recipes": recipes,
+            "forward": recipes[-1].forward(base),
+        }
+        _made[original, recipes] = type(original.__name__, (base,), namespace)
+    return _made[original, recipes]
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
     """Pickle the class by what it was made of: its name leads to the original."""
-    _, _, *state = nn.Module.__reduce_ex__(self, protocol)  # type: ignore[misc]
-    return (_rebuild, (original_class(self), recipes_of(self)), *state)
+    parts: Any = nn.Module.__reduce_ex__(self, protocol)
+    return (_rebuild, (original_class(self), recipes_of(self)), *parts[2:])
 
 
 def _rebuild(original: type[nn.Module], recipes: tuple[Recipe, ...]) -> nn.Module:
@@ -80,7 +83,9 @@ def remove_recipe(module: nn.Module, recipe: Recipe) -> None:
     module.__class__ = with_recipes(original_class(module), tuple(kept))
 
 
-def stand_in(module: nn.Module, *, tensors: dict[str, nn.Parameter] | None = None, **children: nn.Module) -> nn.Module:
+def stand_in(
+    module: nn.Module, *, tensors: Mapping[str, nn.Parameter] = {}, children: Mapping[str, nn.Module] = {}
+) -> nn.Module:
     """Return a shallow copy with other parameters and children, to see what the module's class computes.
 
     Args:
@@ -91,7 +96,7 @@ def stand_in(module: nn.Module, *, tensors: dict[str, nn.Parameter] | None = Non
     cls = type(module)
     copy = cls.__new__(cls)
     copy.__dict__.update(module.__dict__)
-    copy.__dict__["_parameters"] = {**module._parameters, **(tensors or {})}
+    copy.__dict__["_parameters"] = {**module._parameters, **tensors}
     copy.__dict__["_modules"] = {**module._modules, **children}
     for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
         copy.__dict__[hooks] = type(module.__dict__[hooks])()

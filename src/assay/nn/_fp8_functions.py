@@ -90,7 +90,8 @@ class Activation(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of x."""
         name, group_size = ctx.settings
-        x = dequantize(*ctx.saved_tensors, group_size, gradient.dtype)
+        codes, scale = ctx.saved_tensors
+        x = dequantize(codes, scale, group_size, gradient.dtype)
         return ACTIVATIONS[name][1](gradient, x), None, None
 
 
