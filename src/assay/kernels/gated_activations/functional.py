@@ -30,6 +30,7 @@ def swiglu(a: Tensor, b: Tensor) -> Tensor:
     Source: Hsu et al. (arXiv:2410.10989), section 3.2; Shazeer (arXiv:2002.05202), SwiGLU without its projections.
 
     Example:
+        >>> import torch
         >>> gate, value = torch.randn(2, 5, 16).chunk(2, -1)
         >>> torch.allclose(swiglu(gate, value), torch.nn.functional.silu(gate) * value)
         True

@@ -42,6 +42,7 @@ def layer_norm(
         InvalidInput: If shapes, types, devices or eps don't fit, and under forward-mode differentiation.
 
     Example:
+        >>> import torch
         >>> x = torch.randn(2, 5, 8)
         >>> torch.allclose(layer_norm(x, (8,)), torch.nn.functional.layer_norm(x, (8,)), atol=1e-6)
         True
@@ -60,6 +61,7 @@ class LayerNorm(nn.LayerNorm):
     """`torch.nn.LayerNorm` on `layer_norm`: the same arguments, parameters and state dict.
 
     Example:
+        >>> import torch
         >>> LayerNorm(8)(torch.randn(2, 8)).shape
         torch.Size([2, 8])
     """
