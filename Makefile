@@ -26,7 +26,7 @@ $(VENV)/.installed-dev: $(STAMP)
 
 setup: $(VENV)/.installed-dev  ## Install Assay with everything that developing it needs, in .venv.
 
-demo: $(STAMP)  ## Run four claims on scikit-learn's digits and build report/index.html (under three minutes).
+demo: $(STAMP)  ## Put four claims to the test with data that needs no download; builds report/index.html (under three minutes).
 	$(BIN)/assay run $(DEMO) --scale smoke --seeds 6 --report report
 
 test: setup  ## Run the whole test suite (no network).

@@ -156,8 +156,14 @@ class Store:
 
     def _require_version(self) -> None:
         """Refuse another program's database and a newer Assay's, before anything is written."""
-        version = self._version()
-        tables = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        # One snapshot: between two reads another process may finish making the store.
+        self._connection.execute("BEGIN")
+        try:
+            version = self._version()
+            tables = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
         if version == 0 and tables:
             raise StoreError(f"store {self.path} {ADVICE['SQLITE_NOTADB']}")
         if version > SCHEMA_VERSION:
