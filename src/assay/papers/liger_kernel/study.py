@@ -268,7 +268,8 @@ def study(scale: str) -> Study:
         "weights and of the optimizer's states, which no kernel changes, is not counted. The paper's throughput "
         "figures are for GPUs, where launch overhead counts too; they cannot be shown here. torch.compile, which "
         "closes part of the gap, is measured in bench/ only, since compiling takes longer than the steps. The scale "
-        "'smoke' measures the operator alone.",
+        "'smoke' measures the operator alone. The expectations on the Llama were written after first measurements of it "
+        "had been seen.",
         covers="the hidden states, weights, tokens and labels, and the machine's moments of speed",
         version=2,
     )
