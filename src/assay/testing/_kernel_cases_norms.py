@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.kernels.group_normalisation.functional import group_norm
+from assay.kernels.group_normalisation.op import group_norm_backward, group_norm_forward
+from assay.kernels.group_normalisation.reference import group_norm_reference
 from assay.kernels.layer_normalisation.functional import layer_norm
 from assay.kernels.layer_normalisation.op import layer_norm_backward, layer_norm_forward
 from assay.kernels.layer_normalisation.reference import layer_norm_reference
@@ -67,6 +70,24 @@ def _layer_norm(*, weight: bool = True) -> Kernel:
     )
 
 
+def _group_norm(*, weight: bool = True) -> Kernel:
+    """`group_norm` of (3, 6, 2, 5) in 2 groups."""
+
+    def operators(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Any:
+        flat, statistics = x.flatten(2), torch.ones(3, 2)
+        yield group_norm_forward, (flat, 2, weight, bias, 1e-6)
+        plain, scale = flat.detach(), None if weight is None else weight.detach()
+        needs = [True, weight is not None, False]
+        yield group_norm_backward, (plain, plain, statistics, statistics, scale, 2, needs)
+
+    return Kernel(
+        call=lambda x, w=None, b=None: group_norm(x, 2, w, b, 1e-6),
+        reference=lambda x, w=None, b=None: group_norm_reference(x, 2, w, b, 1e-6),
+        inputs=_normals((3, 6, 2, 5), *([(6,)] * 2 if weight else [])),
+        operators=operators,
+    )
+
+
 def _rope(*, unsqueeze_dim: int = 1) -> Kernel:
     """`rope` of 3 and 1 heads of 6 features, 2 sequences of 5 tokens."""
     shapes = [(2, heads, 5, 6) if unsqueeze_dim == 1 else (2, 5, heads, 6) for heads in (3, 1)]
@@ -100,6 +121,8 @@ NORM_CASES: dict[str, Callable[[], Kernel]] = {
     "rms-norm-plain": lambda: _rms_norm(weight=False),
     "layer-norm": _layer_norm,
     "layer-norm-plain": lambda: _layer_norm(weight=False),
+    "group-norm": _group_norm,
+    "group-norm-plain": lambda: _group_norm(weight=False),
     "rope": _rope,
     "rope-tokens-first": lambda: _rope(unsqueeze_dim=2),
 }

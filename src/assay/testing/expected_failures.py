@@ -11,6 +11,7 @@ _ROUNDED = (
 
 EXPECTED_FAILURES: dict[tuple[str, str, str], str] = {
     # (seam, case, check): reason
+    ("kernels", "embedding-padding", "gradient"): "the padding's row takes part in the result but gets no gradient",
     ("nn", "fp8-linear", "gradient"): _ROUNDED,
     ("nn", "fp8-mlp", "gradient"): _ROUNDED,
     ("nn", "fp8-mlp-gelu", "gradient"): _ROUNDED,

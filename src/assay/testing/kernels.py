@@ -13,6 +13,7 @@ from assay.kernels.fused_linear_cross_entropy.functional import linear_cross_ent
 from assay.kernels.fused_linear_cross_entropy.op import linear_cross_entropy_rows, linear_cross_entropy_sum
 from assay.kernels.fused_linear_cross_entropy.reference import linear_cross_entropy_reference
 from assay.testing._kernel import Kernel
+from assay.testing._kernel_cases_heads import HEAD_CASES
 from assay.testing._kernel_cases_norms import NORM_CASES
 from assay.testing._kernel_cases_rational import RATIONAL_CASES
 from assay.testing._kernel_cases_rows import ROW_CASES
@@ -64,6 +65,7 @@ CASES: dict[str, Factory] = {
     "linear-cross-entropy-options": lambda: _linear_cross_entropy(
         chunk_size=1, label_smoothing=0.1, z_loss=0.01, softcap=2.0
     ),
+    **HEAD_CASES,
     **NORM_CASES,
     **RATIONAL_CASES,
     **ROW_CASES,
@@ -79,10 +81,13 @@ def _differentiated(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t for t in tensors if t.requires_grad]
 
 
-def _value_and_gradients(call: Callable[..., Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the result and the gradients of a fixed weighted sum of it."""
+def _value_and_gradients(
+    call: Callable[..., Tensor], tensors: Sequence[Tensor], rounding: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """Return the result and the gradients of a fixed weighted sum of it, with weights exact in a type."""
     value = call(*tensors)
-    upstream = torch.linspace(0.5, 3.7, value.numel(), dtype=value.dtype).view(value.shape)
+    upstream = torch.linspace(0.5, 3.7, value.numel(), dtype=torch.float64).to(rounding).to(value.dtype)
+    upstream = upstream.view(value.shape)
     return [value.detach(), *torch.autograd.grad(value, _differentiated(tensors), upstream)]
 
 
@@ -121,8 +126,8 @@ def agreement(factory: Factory) -> None:
                 t.detach().double().requires_grad_() if t.is_floating_point() else t
                 for t in kernel.inputs(dtype, seeded(seed))
             ]
-            found = _value_and_gradients(kernel.call, tensors)
-            _assert_near(found, _value_and_gradients(kernel.reference, exact), tolerance, str(dtype))
+            found = _value_and_gradients(kernel.call, tensors, dtype)
+            _assert_near(found, _value_and_gradients(kernel.reference, exact, dtype), tolerance, str(dtype))
             for gradient, tensor in zip(found[1:], _differentiated(tensors), strict=True):
                 assert gradient.dtype == tensor.dtype, f"{dtype}: a gradient came in {gradient.dtype}"
 
