@@ -97,7 +97,7 @@ def test_the_compiled_body_is_the_plain_one(monkeypatch):
     """What a compiler traces of the formulas, in blocks of unequal rows, would differ from the steps in buffers."""
     # Tracing and lowering as for the real back end, but without the quarter of a minute that its C++ compiler takes.
     traced = partial(torch.compile, backend="aot_eager", dynamic=True, fullgraph=True)
-    monkeypatch.setattr(blocked, "_compiled", traced)
+    monkeypatch.setattr(blocked, "compiled_body", traced)
     monkeypatch.setattr(blocked, "BLOCK_ELEMENTS", {False: 64, True: 64})
     x, a, b, upstream = tensors((3, 11, 12), (1, 2), dtype=torch.bfloat16)
     plain, fused = (

@@ -32,8 +32,8 @@ def _normal(shapes: list[tuple[int, ...]], dtype: torch.dtype, generator: torch.
 
 def _gated(function: Callable[..., Tensor], reference: Callable[..., Tensor], activation: str) -> Kernel:
     def operators(a: Tensor, b: Tensor) -> Any:
-        yield gated_activation, (a[0], b[0], activation)
-        yield gated_activation_backward, (a[0].detach(), a[1].detach(), b[0].detach(), activation)
+        yield gated_activation, (a[0], b[0], activation, False)
+        yield gated_activation_backward, (a[0].detach(), a[1].detach(), b[0].detach(), activation, False)
 
     inputs = partial(_normal, [(2, 5, 7), (2, 5, 7)])
     return Kernel(call=function, reference=reference, inputs=inputs, operators=operators)

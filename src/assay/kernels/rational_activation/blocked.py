@@ -16,12 +16,12 @@ Cost: reads x twice and the upstream gradient once; memory beyond result and gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from assay.kernels._compiled_bodies import compiled_body
 from assay.kernels.rational_activation.formulas import rational_gradients_into, rational_into
 
 __all__ = ["group_rational_blocked", "group_rational_gradients_blocked"]
@@ -41,7 +41,7 @@ def group_rational_blocked(x: Tensor, a: Tensor, b: Tensor, *, compiled: bool = 
     """
     result = x.new_empty(x.shape)
     whole, inputs, b = _grouped(result, a), _grouped(x, a), b.abs()
-    body = _compiled(rational_into) if compiled else _Buffers(3, inputs, a).rational_into
+    body = compiled_body(rational_into) if compiled else _Buffers(3, inputs, a).rational_into
     for rows in _blocks(x, compiled):
         body(whole[rows], inputs[rows], a, b)
     return result
@@ -62,7 +62,7 @@ def group_rational_gradients_blocked(
     """
     result = x.new_empty(x.shape)
     whole, upstreams, inputs = _grouped(result, a), _grouped(upstream, a), _grouped(x, a)
-    body = _compiled(rational_gradients_into) if compiled else _Buffers(6, inputs, a).rational_gradients_into
+    body = compiled_body(rational_gradients_into) if compiled else _Buffers(6, inputs, a).rational_gradients_into
     magnitude = b.abs()
     sums = [body(whole[rows], upstreams[rows], inputs[rows], a, magnitude) for rows in _blocks(x, compiled)]
     total = torch.stack(sums).sum(0, dtype=torch.float64) if sums else a.new_zeros(a.shape[1] + b.shape[1], len(a))
@@ -86,11 +86,6 @@ def _blocks(x: Tensor, compiled: bool) -> Iterator[slice]:
 def _number_of_blocks(x: Tensor, compiled: bool) -> int:
     size = BLOCK_ELEMENTS[compiled] * torch.get_num_threads() if x.device.type == "cpu" else 2**24
     return min(x.shape[0], -(-x.numel() // size))
-
-
-@cache
-def _compiled(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(body, dynamic=True, fullgraph=True)
 
 
 class _Buffers:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-
 import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
+from assay.kernels._compiled_bodies import worth_compiling
 from assay.kernels._derivatives import refuse_forward_mode
 from assay.kernels.rational_activation.op import group_rational_op
 
 __all__ = ["group_rational"]
-
-# From these sizes on, a few hundred steps make up for the ten seconds that compiling takes.
-COMPILED_FROM = 2**22
-COMPILED_FROM_INSIDE_A_GRAPH = 2**18
-HAS_COMPILER = (
-    shutil.which(os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))) is not None
-)
 
 
 def group_rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, compiled: bool | None = None) -> Tensor:
@@ -59,13 +49,8 @@ def group_rational(x: Tensor, numerator: Tensor, denominator: Tensor, *, compile
     refuse_forward_mode("group_rational", x, numerator, denominator)
     rows = x.reshape(-1, x.shape[-1])
     if compiled is None:
-        compiled = _worth_compiling(x)
+        compiled = worth_compiling(x)
     return group_rational_op(rows, numerator, denominator, compiled).view(x.shape)
-
-
-def _worth_compiling(x: Tensor) -> bool:
-    from_elements = COMPILED_FROM_INSIDE_A_GRAPH if torch.compiler.is_compiling() else COMPILED_FROM
-    return x.device.type == "cpu" and x.numel() >= from_elements and HAS_COMPILER
 
 
 def _check(x: Tensor, numerator: Tensor, denominator: Tensor) -> None:
