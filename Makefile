@@ -30,7 +30,7 @@ demo: $(STAMP)  ## Put four claims to the test with data that needs no download;
 	$(BIN)/assay run $(DEMO) --scale smoke --seeds 6 --report report
 
 test: setup  ## Run the whole test suite (no network).
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 	$(BIN)/python -m pytest -q --doctest-modules src/assay
 
 check: setup  ## Fast checks: format, lint, types, import contracts and tests; PAPER=id checks what that paper touches.
@@ -38,7 +38,7 @@ ifdef PAPER
 	$(BIN)/python tools/check_paper.py $(PAPER)
 else
 	$(MAKE) lint types
-	$(BIN)/python -m pytest -q -m "not cluster and not browser and not slow"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not cluster and not browser and not slow"
 endif
 
 lint: setup  ## Check format, lint rules and import contracts.

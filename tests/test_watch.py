@@ -218,3 +218,40 @@ def test_measuring_inside_no_grad_and_inference_mode():
         assert watch.measure(1) == expected
     with torch.inference_mode():
         assert watch.measure(2) == expected
+
+
+class MeanOfLayers(Metric):
+    """Reads layers' outputs."""
+
+    consumes = ("activations", "targets")
+    full_state_update = False
+
+    def __init__(self, names, key):
+        super().__init__()
+        self.names, self.key, self.seen = names, key, {}
+
+    def layers(self, view):
+        """Return the layers to read."""
+        return view.layers(self.names, kinds=(nn.ReLU,))
+
+    def update(self, activations, targets):
+        """Keep everything."""
+        for name, output in activations.items():
+            self.seen.setdefault(name, []).append(output)
+
+    def compute(self):
+        """Return the means."""
+        return {f"{self.key}/{name}": torch.cat(parts).mean().item() for name, parts in self.seen.items()}
+
+
+def test_one_forward_pass_serves_layers_too():
+    """Probes of layers run their own passes, or get each other's layers."""
+    model, (x, y) = network(), data()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    first, second = MeanOfLayers(["0"], "a"), MeanOfLayers(None, "b")
+    values = Watch(model, [first, second, "softmax-collapse"], (x, y), batch_size=20).measure(0)
+    assert len(calls) == 3 and list(first.seen) == ["0"] and list(second.seen) == ["2"]
+    reference = copy.deepcopy(model).eval()
+    assert values["a/0"] == pytest.approx(reference[0](x).mean().item(), rel=1e-6)
+    assert values["b/2"] == pytest.approx(reference[:3](x).mean().item(), rel=1e-6)

@@ -1,8 +1,9 @@
 """Regenerate everything that follows from the code, the cards and the evidence: `python tools/generate.py [--check]`.
 
-Whole files: the seams' type stubs, `docs/gallery.md`, `docs/papers/index.md`, `docs/expected-failures.md` and
-`docs/reference/`. Between markers in hand-written files: counts, verdicts and a paper's evidence. `--check` writes
-nothing and fails where something is out of date, so that no page says what no run has said.
+Whole files: the seams' type stubs, `docs/gallery.md`, `docs/papers/index.md`, `docs/expected-failures.md`,
+`docs/reference/` and, beside a paper's page, copies of its evidence's pictures. Between markers in hand-written files:
+counts, verdicts and a paper's evidence. `--check` writes nothing and fails where something is out of date, so that no
+page says what no run has said.
 """
 
 from __future__ import annotations
@@ -142,8 +143,18 @@ def evidence(card: Card) -> str:
             _table(("expectation", "outcome", "effect", "interval", "n"), rows),
             f"Intervals: {_cell(found['method'])}; they cover {_cell(stored['covers'])}.",
             f"**What this scale can't show.** {_cell(stored['limits'])}",
+            *_pictures(card, stored),
         ]
     )
+
+
+def _pictures(card: Card, stored: Mapping[str, Any]) -> list[str]:
+    """Return the pictures of each arm's first seed; `files` copies them beside the page."""
+    return [
+        f"**{_cell(arm)}**, first seed: "
+        + " ".join(f"![{_cell(name)}]({card.id}/{Path(file).name}) {_cell(name)}" for name, file in named.items())
+        for arm, named in stored.get("pictures", {}).items()
+    ]
 
 
 def gallery() -> str:
@@ -240,7 +251,7 @@ def _filled(text: str, blocks: Mapping[str, str]) -> str:
     return text
 
 
-def files() -> Iterator[tuple[Path, str]]:
+def files() -> Iterator[tuple[Path, str | bytes]]:
     """Yield every generated file with its contents."""
     docs = ROOT / "docs"
     for folder in seams():
@@ -256,13 +267,19 @@ def files() -> Iterator[tuple[Path, str]]:
         page_path = _page(card)
         if page_path is not None:
             yield page_path, _filled(page_path.read_text(encoding="utf-8"), {"evidence": evidence(card)})
+            for picture in sorted((card.folder / "pictures").glob("*.png")):
+                yield docs / "papers" / card.id / picture.name, picture.read_bytes()
     configuration = ROOT / "mkdocs.yml"
     yield configuration, _filled(configuration.read_text(encoding="utf-8"), {"reference": navigation()})
 
 
-def outdated() -> dict[Path, str]:
+def outdated() -> dict[Path, str | bytes]:
     """Return the files that differ from what they should be, with what they should be."""
-    return {path: text for path, text in files() if not path.exists() or path.read_text(encoding="utf-8") != text}
+    return {path: contents for path, contents in files() if not path.exists() or path.read_bytes() != _bytes(contents)}
+
+
+def _bytes(contents: str | bytes) -> bytes:
+    return contents.encode() if isinstance(contents, str) else contents
 
 
 def main() -> int:
@@ -271,11 +288,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something is out of date")
     check = parser.parse_args().check
     stale = outdated()
-    for path, text in stale.items():
+    for path, contents in stale.items():
         print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
         if not check:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(_bytes(contents))
     if stale and check:
         print("Run `make generate` and commit what it writes.", file=sys.stderr)
     return 1 if stale and check else 0

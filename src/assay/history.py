@@ -31,6 +31,7 @@ class History:
 
     def __init__(self) -> None:
         self.steps: dict[float, dict[str, float]] = {}
+        self.accounts: dict[str, Any] = {}  # what `assay.Watch` knows of the time that probes took
 
     def record(self, step: float, values: Mapping[str, float]) -> None:
         """Keep the values of a step; a step that is measured again replaces what was there."""
@@ -48,7 +49,8 @@ class History:
         """Write the history as JSON, all at once: an interrupted write leaves the old file."""
         steps = [{"step": s, "values": {k: _to_number(v) for k, v in q.items()}} for s, q in sorted(self.steps.items())]
         partial = Path(f"{os.fspath(path)}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"format": _FORMAT, "version": _VERSION, "steps": steps}), encoding="utf-8")
+        plain = {"format": _FORMAT, "version": _VERSION, "steps": steps, "accounts": self.accounts}
+        partial.write_text(json.dumps(plain), encoding="utf-8")
         partial.replace(path)
 
     @classmethod
@@ -66,6 +68,7 @@ class History:
             history = cls()
             for row in plain["steps"]:
                 history.record(row["step"], {k: float(v) for k, v in row["values"].items()})
+            history.accounts = dict(plain.get("accounts") or {})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InvalidInput):
                 raise

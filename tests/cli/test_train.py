@@ -60,3 +60,13 @@ def test_a_rule_with_its_own_loss_refuses_another(assay):
     """Forward-Forward can't use a loss; saying nothing would compare it with the wrong thing."""
     called = assay("train", "--rule", "forward-forward", "--loss", "focal", *SMALL)
     assert called.code == 2 and "own loss" in called.err
+
+
+def test_a_budget_becomes_a_schedule_before_the_run(assay):
+    """The clock decides while training runs, so that two runs of one command differ for no reason one could read."""
+    called = assay("train", "--model", "mlp(width=16)", "--probe", "neural-collapse", "--max-overhead", "1e6", *SMALL)
+    assert called.code == 0 and "neural-collapse every 1" in called.err, called.err
+    assert json.loads(called.out)["arms"][0]["metrics"]["nc1"]["n"]
+    assert assay("train", "--max-overhead", "0.1", *SMALL).code == 2
+    refused = assay("train", "--probe", "neural-collapse", "--max-overhead", "0", *SMALL)
+    assert refused.code == 2 and "above 0" in refused.err

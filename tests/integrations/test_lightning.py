@@ -106,3 +106,16 @@ def test_without_the_extra_the_error_says_what_to_install(name, monkeypatch):
     monkeypatch.delitem(sys.modules, f"assay.integrations.{name}", raising=False)
     with pytest.raises(MissingExtra, match=rf"assay\[{name}\]"):
         importlib.import_module(f"assay.integrations.{name}")
+
+
+def test_the_callback_sets_the_budget():
+    """The option is taken and forgotten, or a callback without it lifts the watch's own budget."""
+    from assay.integrations.lightning import WatchCallback
+
+    watch = Watch(nn.Linear(5, 3), ["softmax-collapse"], data())
+    WatchCallback(watch, max_overhead=0.1)
+    assert watch.max_overhead == 0.1
+    WatchCallback(watch)
+    assert watch.max_overhead == 0.1
+    with pytest.raises(InvalidInput, match="above 0"):
+        WatchCallback(watch, max_overhead=-1.0)

@@ -86,3 +86,16 @@ def test_intervals_are_checked():
     for options in ({"every_n_epochs": 1, "every_n_steps": 1}, {"every_n_steps": 0}, {"every_n_epochs": -1}):
         with pytest.raises(InvalidInput):
             WatchCallback(watch, **options)
+
+
+def test_the_callback_sets_the_budget():
+    """The option is taken and forgotten, or a callback without it lifts the watch's own budget."""
+    from assay.integrations.transformers import WatchCallback
+
+    watch = Watch(torch.nn.Linear(5, 3), ["softmax-collapse"], (torch.ones(3, 5), torch.arange(3)))
+    WatchCallback(watch, max_overhead=0.1)
+    assert watch.max_overhead == 0.1
+    WatchCallback(watch)
+    assert watch.max_overhead == 0.1
+    with pytest.raises(InvalidInput, match="above 0"):
+        WatchCallback(watch, max_overhead=-1.0)

@@ -126,3 +126,99 @@ def test_arguments_are_checked():
         View(torch.relu)
     with pytest.raises(InvalidInput, match="predict, features and head"):
         View(Net(), rule=object())
+
+
+class Layers(nn.Module):
+    """Layers that run twice, in another order, with an in-place operation and a tuple as output."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.body, self.relu = nn.Linear(6, 3), nn.Linear(4, 6), nn.ReLU(inplace=True)
+        self.recurrent, self.unused = nn.LSTM(6, 6, batch_first=True), nn.Linear(2, 2)
+
+    def forward(self, x):
+        """Run everything but `unused`."""
+        states, _ = self.recurrent(self.relu(self.body(x))[:, None])
+        return self.head(self.relu(states[:, 0]))
+
+
+def test_layers_outputs_in_one_pass():
+    """An in-place ReLU changes what the layer before it gave, a second run overwrites the first, hooks stay."""
+    model, x = Layers(), torch.randn(5, 4)
+    view = View(model)
+    found = view.activations(x, ["relu", "body", "recurrent"])
+    assert list(found) == ["body", "relu", "recurrent", "relu#2"]
+    assert torch.equal(found["body"], model.body(x)) and torch.equal(found["relu"], F.relu(model.body(x)))
+    assert torch.equal(found["recurrent"], model.recurrent(found["relu"][:, None])[0])
+    assert torch.equal(found["relu#2"], F.relu(found["recurrent"][:, 0]))
+    seen, caught = view.observe_layers(x, ["head"])
+    assert torch.equal(caught["head"], seen.scores) and seen.head is model.head
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_layers_are_named_or_found_by_kind():
+    """A misspelt layer is silently left out, or a container counts as a layer."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2))
+    view = View(model)
+    assert view.layers(kinds=(nn.Linear, nn.ReLU)) == ["0.0", "0.1", "1"] == view.layers()
+    assert view.layers(["0"]) == ["0"]
+    for names, kinds, said in (
+        (["0.2"], nn.Module, "no layer '0.2'; did you mean '0.1'"),
+        ([""], nn.Module, "no layer ''"),
+        (None, (nn.Conv2d, nn.GELU), "no layer of type Conv2d, GELU"),
+    ):
+        with pytest.raises(InvalidInput, match=said):
+            view.layers(names, kinds)
+
+
+def test_layers_that_cannot_be_read_say_so():
+    """A layer that never ran is missing without a word, or rows that are no samples are taken for them."""
+    with pytest.raises(InvalidInput, match="'unused' did not run"):
+        View(Layers()).activations(torch.randn(5, 4), ["body", "unused"])
+    turned = nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (2, 6)), nn.Linear(6, 3))
+    with pytest.raises(InvalidInput, match=r"layer '0' gave \(12,\) for 2 samples"):
+        View(turned).activations(torch.randn(2, 2, 3), ["0"])
+
+
+class Heads(nn.Module):
+    """Two heads on one body; the second runs last and is the wider one."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.body, self.first, self.second, self.form = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(3, 7), form
+
+    def forward(self, x):
+        """Return both."""
+        scores = self.first(F.relu(self.body(x)))
+        return self.form(scores, self.second(scores))
+
+
+@pytest.mark.parametrize(
+    "form,pick,said",
+    [
+        (lambda a, b: (a, b), lambda output: output[0], r"tuple of 2 \(0, 1\).*output\[0\]"),
+        (lambda a, b: {"class": a, "box": b}, lambda output: output["class"], r"dict of 2 \('class', 'box'\)"),
+    ],
+)
+def test_a_model_with_two_heads_asks_which(form, pick, said):
+    """One of two heads is measured, and nobody said that it should be; or the last head's features are taken."""
+    model, x = Heads(form), torch.randn(6, 4)
+    with pytest.raises(InvalidInput, match=said):
+        View(model).scores(x)
+    view = View(model, scores=pick)
+    scores, features, head = view.observe(x)
+    assert head is model.first and torch.equal(features, F.relu(model.body(x))) and torch.equal(scores, head(features))
+    parameters = {name: p.detach() for name, p in view.parameters().items()}
+    assert torch.allclose(view.functional(parameters, x), scores)
+    scaled = View(model, scores=lambda output: pick(output) / 2)
+    assert torch.equal(scaled.scores(x), scores / 2)
+    with pytest.raises(InvalidInput, match="which head is measured is unknown"):
+        scaled.observe(x)
+    with pytest.raises(InvalidInput, match="not both"):
+        View(model, rule=Rule(), scores=pick)
+
+
+def test_the_head_is_the_one_that_gave_the_scores():
+    """An auxiliary head that runs after the head of `.logits` lends its features to NC3."""
+    model, x = Heads(lambda a, b: SimpleNamespace(logits=a, boxes=b)), torch.randn(6, 4)
+    assert View(model).observe(x).head is model.first

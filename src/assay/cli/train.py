@@ -58,6 +58,9 @@ def command(
     seconds: Annotated[float | None, typer.Option(help="Budget in seconds of training.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples per mini-batch; 0 is the whole training set.")] = 128,
     probe_every: Annotated[float | None, typer.Option(help="Epochs between measurements; at the end only.")] = None,
+    max_overhead: Annotated[
+        float | None, typer.Option(help="Probing over training time: intervals are chosen by timing before the run.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Repetitions.")] = 3,
     jobs: Annotated[int | None, typer.Option(help="Trials at a time; all cores by default.")] = None,
     backend: Annotated[str, typer.Option(help="loky, dask or ray.")] = "loky",
@@ -84,17 +87,21 @@ def command(
     given = {"data": data, "model": model, "rule": rule, "loss": loss, "optimizer": optimizer}
     axes = {name: _axis(given[name], defaults[name]) for name in VARIED}
     _check_names(axes, transform or [], probe or [], schedule)
-    study = training_study(
-        axes,
-        transforms=tuple(transform or ()),
-        schedule=schedule,
-        probes=tuple(probe or ()),
-        epochs=10 if epochs is None and samples is None and seconds is None else epochs,
-        samples=samples,
-        seconds=seconds,
-        batch_size=batch_size or None,
-        probe_every=probe_every,
-    )
+    fixed: dict[str, Any] = {
+        "transforms": tuple(transform or ()),
+        "schedule": schedule,
+        "probes": tuple(probe or ()),
+        "epochs": 10 if epochs is None and samples is None and seconds is None else epochs,
+        "samples": samples,
+        "seconds": seconds,
+        "batch_size": batch_size or None,
+    }
+    study = training_study(axes, **fixed, probe_every=probe_every)
+    if max_overhead is not None:
+        intervals = _within(study, max_overhead, probe_every)
+        study = training_study(axes, **fixed, probe_every=intervals)
+        listed = ", ".join(f"{name} every {epochs:g}" for name, epochs in intervals.items())
+        typer.echo(f"Within {max_overhead:g} of training time, in epochs: {listed}.", err=as_json)
     from assay.cli._tables import progress
 
     path = store or default_store()
@@ -114,6 +121,16 @@ def command(
 
     index = build_report([], [strict_json(found)], report)
     typer.echo(f"Report: {index.resolve()}")
+
+
+def _within(study: Any, max_overhead: float, probe_every: float | None) -> dict[str, float]:
+    """Return the epochs between each probe's measurements, as plain data that a rerun can be given."""
+    from assay.lab.probe_schedule import timed_intervals
+
+    arms = list(study.arms.values())
+    if not arms[0].probes:
+        raise InvalidInput("--max-overhead needs at least one --probe")
+    return timed_intervals(arms, max_overhead, every=probe_every or 1.0)
 
 
 def _check_names(axes: dict[str, list[str]], transforms: list[str], probes: list[str], schedule: str | None) -> None:

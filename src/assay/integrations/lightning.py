@@ -29,9 +29,10 @@ class WatchCallback(Callback):
         every_n_epochs: Measure at the end of every n-th training epoch.
         every_n_steps: Measure after every n-th optimizer step instead.
         prefix: Put before each quantity's name in the log.
+        max_overhead: Sets the watch's budget, such as 0.1 for a tenth of training time; see `assay.Watch`.
 
     Raises:
-        InvalidInput: If both intervals are given, or one is below 1.
+        InvalidInput: If both intervals are given, one is below 1, or the budget is not above 0.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class WatchCallback(Callback):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         prefix: str = "watch/",
+        max_overhead: float | None = None,
     ) -> None:
         if every_n_epochs is not None and every_n_steps is not None:
             raise InvalidInput("give every_n_epochs or every_n_steps, not both")
@@ -49,6 +51,8 @@ class WatchCallback(Callback):
         if (self.every_n_steps or self.every_n_epochs or 0) < 1:
             raise InvalidInput("the interval must be at least 1")
         self.watch, self.prefix = watch, prefix
+        if max_overhead is not None:
+            watch.max_overhead = max_overhead
         self._last_step = 0
 
     def on_train_batch_end(

@@ -36,9 +36,10 @@ class WatchCallback(TrainerCallback):
         every_n_steps: Measure after every n-th optimizer step instead.
         log: Where the values go, usually `trainer.log`.
         prefix: Put before each quantity's name in the log.
+        max_overhead: Sets the watch's budget, such as 0.1 for a tenth of training time; see `assay.Watch`.
 
     Raises:
-        InvalidInput: If both intervals are given, or one is below 1.
+        InvalidInput: If both intervals are given, one is below 1, or the budget is not above 0.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class WatchCallback(TrainerCallback):
         every_n_steps: int | None = None,
         log: Callable[[dict[str, float]], None] | None = None,
         prefix: str = "watch/",
+        max_overhead: float | None = None,
     ) -> None:
         if every_n_epochs is not None and every_n_steps is not None:
             raise InvalidInput("give every_n_epochs or every_n_steps, not both")
@@ -57,6 +59,8 @@ class WatchCallback(TrainerCallback):
         if (self.every_n_steps or self.every_n_epochs or 0) < 1:
             raise InvalidInput("the interval must be at least 1")
         self.watch, self.log, self.prefix = watch, log, prefix
+        if max_overhead is not None:
+            watch.max_overhead = max_overhead
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure after an optimizer step."""

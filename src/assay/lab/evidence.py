@@ -1,4 +1,4 @@
-"""Evidence on disk: a study's verdict in `evidence.json`, the trials it came from in `trials.json`.
+"""Evidence on disk: a study's verdict in `evidence.json`, its trials in `trials.json`, pictures in `pictures/`.
 
 A *result* is the plain data of a finished study: everything in `evidence.json` plus "trials". Both files are written
 whole or not at all. JSON knows no NaN and no infinity, so both become null; series are thinned and rounded for size,
@@ -7,27 +7,31 @@ final metrics are kept exactly, so that a verdict can be judged again from the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from assay.errors import StoreError
+from assay.lab.pictures import data_uri, png_of_uri
 from assay.lab.plan import PROTOCOL
 
 __all__ = ["load_evidence", "load_summary", "save_evidence"]
 
 SUMMARY = "evidence.json"
 TRIALS = "trials.json"
+PICTURES = "pictures"
 MAX_POINTS = 200
 SERIES_DIGITS = 6
 
 
 def save_evidence(result: Mapping[str, Any], folder: Path | str) -> None:
-    """Write a result as `evidence.json` and `trials.json`.
+    """Write a result as `evidence.json`, `trials.json` and a PNG file per picture.
 
     Args:
         result: A result: the fields of `evidence.json` and "trials", a list of plain records.
@@ -38,10 +42,16 @@ def save_evidence(result: Mapping[str, Any], folder: Path | str) -> None:
     """
     folder = Path(folder)
     summary = {"protocol": PROTOCOL, **{key: value for key, value in result.items() if key != "trials"}}
+    if result.get(PICTURES):
+        summary[PICTURES] = _write_pictures(result[PICTURES], folder)
     lines = ",\n".join(_dump(_small(trial), indent=None) for trial in result.get("trials", ()))
     # The summary goes last: a folder with a summary is complete.
-    _write(folder / TRIALS, f"[\n{lines}\n]\n" if lines else "[]\n")
-    _write(folder / SUMMARY, _dump(_finite(summary), indent=1) + "\n")
+    _write(folder / TRIALS, (f"[\n{lines}\n]\n" if lines else "[]\n").encode())
+    _write(folder / SUMMARY, (_dump(_finite(summary), indent=1) + "\n").encode())
+    kept = {file for names in summary.get(PICTURES, {}).values() for file in names.values()}
+    for stale in (folder / PICTURES).glob("*.png"):
+        if f"{PICTURES}/{stale.name}" not in kept:
+            stale.unlink(missing_ok=True)
 
 
 def load_evidence(folder: Path | str) -> dict[str, Any] | None:
@@ -51,7 +61,8 @@ def load_evidence(folder: Path | str) -> dict[str, Any] | None:
         folder: The folder that `save_evidence` wrote.
 
     Returns:
-        The result, with "trials" empty where `trials.json` is not shipped; None if there is no evidence.
+        The result, with "trials" empty where `trials.json` is not shipped and without pictures that are not; None if
+        there is no evidence.
 
     Raises:
         StoreError: If a file is no JSON of the expected shape, or of a newer protocol.
@@ -61,11 +72,12 @@ def load_evidence(folder: Path | str) -> dict[str, Any] | None:
         return None
     path = Path(folder) / TRIALS
     trials = _read(path, list) if path.exists() else []
-    return {**summary, "trials": trials}
+    pictures = {PICTURES: _read_pictures(summary[PICTURES], Path(folder))} if PICTURES in summary else {}
+    return {**summary, **pictures, "trials": trials}
 
 
 def load_summary(folder: Path | str) -> dict[str, Any] | None:
-    """Read only `evidence.json`: the verdict without its trials.
+    """Read only `evidence.json`: the verdict without its trials; pictures are the names of their files.
 
     Args:
         folder: The folder that `save_evidence` wrote.
@@ -98,14 +110,41 @@ def _read(path: Path, kind: type) -> Any:
     return data
 
 
-def _write(path: Path, text: str) -> None:
+def _write_pictures(pictures: Mapping[str, Mapping[str, str]], folder: Path) -> dict[str, dict[str, str]]:
+    """Write each picture under a name made of arm, name and contents: no other evidence's file is overwritten."""
+    names: dict[str, dict[str, str]] = {}
+    for arm, of_arm in pictures.items():
+        for name, uri in of_arm.items():
+            image = png_of_uri(uri)
+            words = re.sub(r"[^a-z0-9]+", "-", f"{arm}-{name}".lower()).strip("-")[:60]
+            file = f"{PICTURES}/{words}-{hashlib.sha256(image).hexdigest()[:8]}.png"
+            _write(folder / file, image)
+            names.setdefault(arm, {})[name] = file
+    return names
+
+
+def _read_pictures(names: Mapping[str, Mapping[str, str]], folder: Path) -> dict[str, dict[str, str]]:
+    found = {
+        arm: {name: folder / PICTURES / Path(file).name for name, file in of_arm.items()}
+        for arm, of_arm in names.items()
+    }
+    try:
+        return {
+            arm: {name: data_uri(path.read_bytes()) for name, path in of_arm.items() if path.exists()}
+            for arm, of_arm in found.items()
+        }
+    except OSError as error:
+        raise StoreError(f"{error.filename} cannot be read ({error}); record the evidence again") from error
+
+
+def _write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then renamed over it."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files for their owner only; evidence is for everybody.

@@ -43,7 +43,9 @@ class Experiment:
         batch_size: Samples per mini-batch; None is the whole training set.
         checkpoint: "last", or "best" to evaluate the state with the best validation score.
         evaluate_every: Epochs between evaluations on all three splits.
-        probe_every: Epochs between the probes' measurements; None measures once, at the end.
+        probe_every: Epochs between the probes' measurements, or by probe's name, as `assay.Watch` has it (those that a
+            mapping leaves out are measured once); None measures once, at the end. Never by the clock, so that the
+            same seed gives the same record.
         count_cost: Whether to count the FLOPs and the bytes saved for backward of the first update.
         tune: Grid of values by hyper-parameter, such as `{"optimizer.lr": (0.01, 0.1)}`; the best point on
             validation data is the one that gets tested.
@@ -66,7 +68,7 @@ class Experiment:
     batch_size: int | None = 128
     checkpoint: str = "last"
     evaluate_every: float = 1
-    probe_every: float | None = None
+    probe_every: float | Mapping[str, float] | None = None
     count_cost: bool = False
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
@@ -74,10 +76,12 @@ class Experiment:
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise InvalidInput(f"give the budget in exactly one of {', '.join(BUDGETS)}; got {given or 'none'}")
-        for name in (given[0], "batch_size", "evaluate_every", "probe_every"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidInput(f"{name} must be above 0, not {value}")
+        probing = self.probe_every.values() if isinstance(self.probe_every, Mapping) else (self.probe_every,)
+        positive = {name: (getattr(self, name),) for name in (given[0], "batch_size", "evaluate_every")}
+        for name, values in (positive | {"probe_every": tuple(probing)}).items():
+            for value in values:
+                if value is not None and not value > 0:
+                    raise InvalidInput(f"{name} must be above 0, not {value}")
         if self.checkpoint not in ("last", "best"):
             raise InvalidInput(f"checkpoint must be 'last' or 'best', not {self.checkpoint!r}")
         for name, values in self.tune.items():

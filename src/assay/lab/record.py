@@ -1,10 +1,12 @@
-"""What one trial gives: final metrics, series over steps, arrays, resources, and how it ended."""
+"""What one trial gives: final metrics, series over steps, arrays, pictures, resources, and how it ended."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from assay.lab.pictures import check_pictures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +49,11 @@ class Record:
         arrays: Anything larger, stored as npz and never as pickles.
         resources: Wall and CPU seconds, peak memory in bytes above the trial's start, parameters, ...
         status: "done", "diverged" (a result, not a crash) or "timeout".
+        pictures: Small pictures by name, uint8 (H, W) or (H, W, 3); those of each arm's first seed are shown beside the
+            verdict and shipped with the evidence, so they are limited to `assay.lab.pictures.LARGEST_PICTURES` bytes.
+
+    Raises:
+        ValueError: If the status is none, or a picture is none (`InvalidInput`).
     """
 
     metrics: dict[str, float]
@@ -54,13 +61,15 @@ class Record:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     resources: dict[str, float] = field(default_factory=dict)
     status: str = "done"
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, not {self.status!r}")
+        check_pictures(self.pictures)
 
     def to_plain(self) -> dict[str, Any]:
-        """Return everything but the arrays as JSON-ready data; `from_plain` restores it bit for bit."""
+        """Return everything but the arrays and pictures as JSON-ready data; `from_plain` restores it bit for bit."""
         return {
             "status": self.status,
             "metrics": {k: _to_number(v) for k, v in self.metrics.items()},
@@ -69,12 +78,18 @@ class Record:
         }
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -> Record:
-        """Restore a record from `to_plain`'s data and its arrays."""
+    def from_plain(
+        cls,
+        plain: dict[str, Any],
+        arrays: dict[str, np.ndarray] | None = None,
+        pictures: dict[str, np.ndarray] | None = None,
+    ) -> Record:
+        """Restore a record from `to_plain`'s data, its arrays and its pictures."""
         return cls(
             metrics={k: float(v) for k, v in plain["metrics"].items()},
             series={k: Series.from_plain(s) for k, s in plain["series"].items()},
             arrays=arrays or {},
             resources={k: float(v) for k, v in plain["resources"].items()},
             status=plain["status"],
+            pictures=pictures or {},
         )

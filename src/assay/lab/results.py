@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from assay.errors import StoreError
 from assay.lab.expectations import Expectation
 from assay.lab.judge import judge
+from assay.lab.pictures import data_uri, png
 
 if TYPE_CHECKING:
     from assay.lab.record import Record
@@ -42,7 +43,8 @@ def result(store: Store, study: StoredStudy, *, title: str, command: str) -> dic
         command: The command that reruns it.
 
     Returns:
-        Plain data: the evidence fields (`protocol`, `paper`, `claim`, `verdict`, ...) and `trials`.
+        Plain data: the evidence fields (`protocol`, `paper`, `claim`, `verdict`, ...) and `trials`. Where trials gave
+        pictures, "pictures" has those of each arm's first seed, by arm and name, as data URIs.
 
     Raises:
         StoreError: If a trial of the study is missing.
@@ -75,6 +77,7 @@ def result(store: Store, study: StoredStudy, *, title: str, command: str) -> dic
         "environment": dict(stored[-1].environment),
         "command": command,
         "recorded": stored[-1].created[:10],
+        **({"pictures": pictures} if (pictures := _pictures(stored, plan["trials"])) else {}),
         "trials": [_trial(entry, planned) for entry, planned in zip(stored, plan["trials"], strict=True)],
     }
 
@@ -112,6 +115,19 @@ def _arm(name: str, arm: dict[str, Any], chosen: dict[str, Any], finals: dict[st
 
 def _trial(entry: StoredTrial, planned: dict[str, Any]) -> dict[str, Any]:
     return {name: planned[name] for name in ("key", "arm", "seed", "stage")} | entry.record.to_plain()
+
+
+def _pictures(stored: list[StoredTrial], planned: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    found: dict[str, tuple[int, Record]] = {}
+    for entry, trial in zip(stored, planned, strict=True):
+        arm, seed = trial["arm"], trial["seed"]
+        if trial["stage"] == "final" and (arm not in found or seed < found[arm][0]):
+            found[arm] = seed, entry.record
+    return {
+        arm: {name: data_uri(png(picture)) for name, picture in record.pictures.items()}
+        for arm, (_, record) in found.items()
+        if record.pictures
+    }
 
 
 def _totals(records: list[Record]) -> dict[str, float]:

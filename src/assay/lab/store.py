@@ -2,8 +2,8 @@
 
 A worker writes its own record as soon as its trial is done, in one transaction, so a killed run loses only the trials
 that were under way. The first record of a key stays (`INSERT OR IGNORE`): a trial that a forgotten worker finishes
-later changes nothing. Arrays are npz without pickles, everything else is JSON. Every commit reaches the disk
-(`synchronous=FULL`), and nothing ever overwrites a file that is not a sound store of this version.
+later changes nothing. Arrays and pictures are npz without pickles, everything else is JSON. Every commit reaches the
+disk (`synchronous=FULL`), and nothing ever overwrites a file that is not a sound store of this version.
 The file has to be on a local disk: SQLite's write-ahead log does not work over a network file system.
 """
 
@@ -34,6 +34,7 @@ __all__ = ["Store", "StoredStudy", "StoredTrial", "default_store"]
 
 SCHEMA_VERSION = 1
 SMALLEST_PAGE = 512
+ARRAY, PICTURE = "=", "#"
 COLUMNS = "key, task, arm, seed, scale, stage, description, status, record, arrays, environment, created"
 TABLES = """
 CREATE TABLE store (id TEXT NOT NULL);
@@ -231,7 +232,7 @@ class Store:
         """
         trial, record = stored.trial, stored.record
         try:
-            plain, arrays = json.dumps(record.to_plain()), _pack(record.arrays)
+            plain, arrays = json.dumps(record.to_plain()), _pack(record.arrays, record.pictures)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"the record of {trial} cannot be stored: {error}") from error
         row = (
@@ -257,7 +258,7 @@ class Store:
             raise self._damaged(f"trial {row[0]}")
         key, task, arm, seed, scale, stage, description, _, plain, arrays, environment, created = row
         trial = Trial(key, task, arm, seed, scale, stage, json.loads(description))
-        record = Record.from_plain(json.loads(plain), _unpack(arrays))
+        record = Record.from_plain(json.loads(plain), *_unpack(arrays))
         return StoredTrial(trial, record, json.loads(environment), created)
 
     def save_study(self, id: str, scale: str, plan: Mapping[str, Any]) -> None:
@@ -310,9 +311,9 @@ def _digest(row: tuple[Any, ...]) -> str:
     return digest.hexdigest()
 
 
-def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return arrays as npz without pickles; nothing for none."""
-    if not arrays:
+def _pack(arrays: Mapping[str, np.ndarray], pictures: Mapping[str, np.ndarray]) -> bytes:
+    """Return arrays and pictures as npz without pickles; nothing for none."""
+    if not arrays and not pictures:
         return b""
     import numpy as np
 
@@ -321,16 +322,19 @@ def _pack(arrays: Mapping[str, np.ndarray]) -> bytes:
         if array.dtype.hasobject:
             raise TypeError(f"array {name!r} holds Python objects; store numbers, booleans or text")
     buffer = io.BytesIO()
-    # A mark before each name, since `savez` has a parameter of its own called `file`.
+    # A mark before each name tells the kinds apart, and `savez` has a parameter of its own called `file`.
     save: Callable[..., None] = np.savez_compressed
-    save(buffer, **{f"={name}": array for name, array in plain.items()})
+    marked = {ARRAY + name: array for name, array in plain.items()} | {PICTURE + n: p for n, p in pictures.items()}
+    save(buffer, **marked)
     return buffer.getvalue()
 
 
-def _unpack(packed: bytes) -> dict[str, np.ndarray]:
+def _unpack(packed: bytes) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the arrays and the pictures."""
     if not packed:
-        return {}
+        return {}, {}
     import numpy as np
 
     with np.load(io.BytesIO(packed), allow_pickle=False) as loaded:
-        return {name.removeprefix("="): loaded[name] for name in loaded.files}
+        kinds = [{n[1:]: loaded[n] for n in loaded.files if n.startswith(mark)} for mark in (ARRAY, PICTURE)]
+    return kinds[0], kinds[1]

@@ -10,7 +10,7 @@ import copy
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from assay.lab.experiment import Experiment
     from assay.rules.rule import Phase, Rule
 
-__all__ = ["rehearse", "train"]
+__all__ = ["rehearse", "timed", "train"]
 
 EVALUATION_BATCH = 2048
+TIMED_BATCHES = 20
 _rehearsed: set[str] = set()
 
 
@@ -50,6 +51,19 @@ def rehearse(experiment: Experiment) -> None:
     # What is wrong with an arm is said by its trial.
     with suppress(AssayError):
         train(replace(experiment.but(samples=1), tune={}), Streams("rehearsal", 0))
+
+
+def timed(experiment: Experiment) -> tuple[float, dict[str, float]]:
+    """Return the seconds that an epoch of training takes, and those of a measurement by probe, both warmed up."""
+    rehearse(experiment)
+    with torch.random.fork_rng(devices=[]):
+        watch = _build(experiment, Streams("rehearsal", 0)).watch
+        for repetition in range(2 if watch else 0):
+            watch.measure(repetition)
+    short = replace(experiment.but(samples=TIMED_BATCHES * (experiment.batch_size or 1)), probes=(), tune={})
+    resources = train(short, Streams("rehearsal", 0)).resources
+    costs = {row["probe"]: row["last"] for row in watch.costs()} if watch else {}
+    return resources["training_seconds"] / resources["epochs"], costs
 
 
 def train(experiment: Experiment, streams: Streams, *, validation_only: bool = False) -> Record:
@@ -195,13 +209,13 @@ class _Run:
     history: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     best: tuple[float, dict[str, Any]] | None = None
     next_evaluation: float = 0.0
-    next_probe: float = 0.0
+    next_probe: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.samples = len(self.setup.dataset.train.inputs)
         self.total_epochs = _whole_epochs(self.experiment, self.setup)
         self.next_evaluation = self.experiment.evaluate_every
-        self.next_probe = self.experiment.probe_every or math.inf
+        self.next_probe = dict(self._probe_every())
 
     @property
     def epoch(self) -> float:
@@ -254,9 +268,22 @@ class _Run:
         if self.epoch >= self.next_evaluation - 1e-9:
             self.next_evaluation += self.experiment.evaluate_every
             self._evaluate()
-        if self.epoch >= self.next_probe - 1e-9 and not self.diverged:
-            self.next_probe += self.experiment.probe_every or math.inf
-            self._log(self.setup.watch.measure(self.epoch) if self.setup.watch else {})
+        due = [name for name, epoch in self.next_probe.items() if self.epoch >= epoch - 1e-9]
+        if due and not self.diverged:
+            for name in due:
+                self.next_probe[name] += self._probe_every()[name]
+            self._log(self.setup.watch.measure(self.epoch, only=due))
+
+    def _probe_every(self) -> dict[str, float]:
+        """Return the epochs between measurements of each probe that is measured before the end."""
+        if self.setup.watch is None:
+            return {}
+        names, every = self.setup.watch.names, self.experiment.probe_every
+        if isinstance(every, Mapping):
+            if unknown := sorted(set(every) - set(names)):
+                raise InvalidInput(f"probe_every names {unknown[0]!r}, but the probes are {', '.join(names)}")
+            return dict(every)
+        return dict.fromkeys(names, every) if every else {}
 
     def _log(self, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -284,7 +311,7 @@ class _Run:
         if self.setup.watch is not None and not self.diverged:
             measured = self.setup.watch.measure(self.epoch)
             metrics |= measured
-            if self.experiment.checkpoint == "last" and self.epoch < self.next_probe:
+            if self.experiment.checkpoint == "last":
                 self._log({k: v for k, v in measured.items() if self.history.get(k, [(-1, 0)])[-1][0] != self.epoch})
         series = {
             name: Series(tuple(step for step, _ in points), tuple(value for _, value in points))

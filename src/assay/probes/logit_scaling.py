@@ -53,10 +53,13 @@ class LogitScalingAlignment:
 
         Returns:
             "logit_scaling_alignment" and "logit_scaling_alignment/<layer>"; NaN where a gradient or the parameters are
-            0, or where the rule does not predict by the model's own forward pass.
+            0, where nothing is trainable, or where the rule does not predict by the model's own forward pass.
         """
         parameters = {name: p.detach().requires_grad_() for name, p in view.parameters().items()}
         self.skipped = {}
+        if not parameters:
+            self.skipped[_KEY] = "the network has no trainable parameters"
+            return {_KEY: math.nan}
         gradient = _mean_gradient(view, parameters, batches)
         if gradient is None:
             self.skipped[_KEY] = "the rule does not predict by the model's own forward pass"

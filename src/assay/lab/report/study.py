@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from assay.lab.pictures import data_uri, png_of_uri
 from assay.lab.quantities import Quantity
 from assay.lab.report import figures, gallery, measured, strips, tables, text
 
@@ -68,6 +69,7 @@ class StudyPage:
     tuning_note: str
     resources: list[tables.Row]
     totals: dict[str, str]
+    pictures: list[tuple[str, list[tuple[str, str]]]]
     environment: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -105,8 +107,15 @@ def page(result: Mapping[str, Any] | None) -> StudyPage | None:
         tuning_note=tables.tuning_note(arms, result.get("trials") or ()),
         resources=tables.resource_rows(finals),
         totals=tables.resource_totals(result.get("resources") or {}),
+        pictures=_pictures(result.get("pictures") or {}),
         environment=_environment(result.get("environment") or {}),
     )
+
+
+def _pictures(pictures: Mapping[str, Mapping[str, str]]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (arm, [(name, address)]); an address is rebuilt from its bytes, so that no other one gets onto a page."""
+    found = [(arm, [(n, data_uri(png_of_uri(u))) for n, u in named.items()]) for arm, named in pictures.items()]
+    return [(arm, named) for arm, named in found if named]
 
 
 def _sentence(result: Mapping[str, Any]) -> str:
