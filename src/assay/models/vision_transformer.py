@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from assay.errors import InvalidInput
 from assay.models._layers import BlockSequential, linear
+from assay.models._transformer import Attention, PreNormBlock
 from assay.nn.group_rational import GRKANLayer
 
 __all__ = ["KolmogorovArnoldTransformer", "VisionTransformer"]
@@ -41,34 +42,6 @@ class _Patches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pieces = F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
         return self.projection(pieces) + self.position
-
-
-class _Attention(nn.Module):
-    """Multi-head self-attention of tokens (B, T, d)."""
-
-    def __init__(self, width: int, heads: int, generator: torch.Generator | None) -> None:
-        super().__init__()
-        self.heads = heads
-        self.projection = linear(width, 3 * width, generator=generator)
-        self.output = linear(width, width, generator=generator)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        heads = self.projection(tokens).unflatten(-1, (3, self.heads, -1)).transpose(1, 3)
-        mixed = F.scaled_dot_product_attention(*heads.unbind(2))
-        return self.output(mixed.transpose(1, 2).flatten(2))
-
-
-class _Block(nn.Module):
-    """Attention and MLP, each on normalised tokens and added to them."""
-
-    def __init__(self, width: int, attention: nn.Module, mlp: nn.Module) -> None:
-        super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(width), attention
-        self.mlp_norm, self.mlp = nn.LayerNorm(width), mlp
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attention(self.attention_norm(tokens))
-        return tokens + self.mlp(self.mlp_norm(tokens))
 
 
 class _Pool(nn.Module):
@@ -124,8 +97,8 @@ class VisionTransformer(BlockSequential):
             )
         children: OrderedDict[str, nn.Module] = OrderedDict(patches=_Patches(shape, patch, width, generator))
         for i in range(1, depth + 1):
-            attention = _Attention(width, heads, generator)
-            children[f"block{i}"] = _Block(width, attention, self._mlp(width, mlp_ratio * width, generator))
+            attention = Attention(width, heads, generator)
+            children[f"block{i}"] = PreNormBlock(width, attention, self._mlp(width, mlp_ratio * width, generator))
         children["pool"] = _Pool(width)
         children["head"] = linear(width, outputs, generator=generator)
         super().__init__(children, shape)
