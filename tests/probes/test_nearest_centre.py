@@ -19,7 +19,7 @@ def test_equals_brute_force(offset):
         min(range(6), key=lambda k: float((h - centres[k]).norm())) != int(z.argmax())
         for h, z in zip(features, scores, strict=True)
     )
-    assert probe.compute()["nc4"] == expected / 200
+    assert probe.compute() == {"nc4": expected / 200}
 
 
 def test_nearest_of_the_centres_themselves():
@@ -35,3 +35,13 @@ def test_shapes_must_fit():
         probe.update(torch.ones(2, 4), torch.ones(2, 3))
     with pytest.raises(InvalidInput, match="do not fit"):
         probe.update(torch.ones(2, 3), torch.ones(2, 4))
+
+
+def test_accuracy_of_the_nearest_centre():
+    """The nearest-class-centre classifier's accuracy counts the network's decisions, or targets out of range pass."""
+    probe = NearestCentreDisagreement(torch.tensor([[0.0], [1.0]]))
+    features = torch.tensor([[0.1], [0.2], [0.9], [0.8]])
+    probe.update(features, torch.tensor([[1.0, 0.0]]).repeat(4, 1), torch.tensor([0, 1, 1, 1]))
+    assert probe.compute() == {"nc4": 0.5, "ncc_accuracy": 0.75}
+    with pytest.raises(InvalidInput, match=r"labels must lie in 0\.\.1"):
+        probe.update(features, torch.ones(4, 2), torch.tensor([0, 1, 2, 1]))

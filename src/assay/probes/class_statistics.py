@@ -14,7 +14,7 @@ from assay.errors import InvalidInput
 
 __all__ = ["class_means"]
 
-IN_CACHE = 2**15  # elements of features worked on at a time, so that they stay in a core's cache
+IN_CACHE = 2**16  # elements of features worked on at a time, so that they stay in a core's cache
 
 
 def check_labels(features: Tensor, targets: Tensor, num_classes: int) -> None:

@@ -1,24 +1,33 @@
 """Neural collapse: how far the last features and the classifier are from one simplex, NC1 to NC4; all fall to 0.
 
 Papyan, Han, Donoho (2020), NC1-NC4; Zhou et al. (2022, arXiv:2203.01238 and 2210.02192) for `nc1`, `nc2_etf_head`,
-`nc3` and `nc_bias` as in their evaluation code; names and variants from Kothapalli's review (2023, arXiv:2206.04041).
+`nc3` and `nc_bias` as in their evaluation code; Galanti et al. (2022, arXiv:2112.15121) for `nc1_cdnv`; names and
+variants from Kothapalli's review (2023, arXiv:2206.04041).
 
     nc1               tr(Sigma_W pinv(Sigma_B)) / K            nc1_trace        tr Sigma_W / tr Sigma_B
+    nc1_cdnv          mean over k != l of (v_k + v_l) / (2 |mu_k - mu_l|^2)
     nc2_equinorm      std_k |mu_k - mu_G| / mean_k             nc2_equiangular  std over k != l of cos(k, l)
     nc2_maxangle      mean over k != l of |cos(k, l) + 1/(K-1)|
     nc2_etf           | M M^T / |M M^T|_F - P |_F              P = (I - J/K) / sqrt(K-1)
-    nc2_..._head      the same four of the classifier's rows, centred over classes
-    nc3               | W M^T / |W M^T|_F - P |_F, W centred   nc_bias          | W mu_G + b |
+    nc2_of            | U U^T / |U U^T|_F - I / sqrt(K) |_F    0 for an orthogonal frame, where a head has no bias
+    nc2_..._head      those of nc2_equinorm to nc2_etf, of the classifier's rows, centred over classes
+    nc3               | W M^T / |W M^T|_F - P |_F, W centred   nc3_cos          1 - mean_k cos(w_k, mu_k - mu_G)
+    nc3_frob          | W / |W|_F - M / |M|_F |_F
+    nc_bias           | W mu_G + b |                           nc_bias_centred  the same without its mean over classes
     nc4               share of samples whose predicted class is not that of the nearest class mean
+    ncc_accuracy      share of samples whose nearest class mean is that of their class; rises to 1
 
-Symbols: N samples, K classes, features h (N, d), class means mu_k, their average mu_G, M = [mu_k - mu_G] (K, d),
-Sigma_W = 1/N sum_i (h_i - mu_y)(h_i - mu_y)^T, Sigma_B = 1/K M^T M, head W (K, d), b (K,).
+Symbols: N samples, K classes, features h (N, d), class means mu_k, their average mu_G, U = [mu_k] and M = [mu_k - mu_G]
+(K, d), v_k = mean |h - mu_k|^2 in class k, Sigma_W = 1/N sum_i (h_i - mu_y)(h_i - mu_y)^T, Sigma_B = 1/K M^T M, head
+W (K, d), b (K,). At an orthogonal frame `nc2_etf` is 0 too, since it centres; at a simplex `nc2_of` is not.
 
-Departures: mu_G averages class means, not samples (the same if balanced; if not, Sigma_B keeps its rank K-1). The
-pseudo-inverse keeps exactly K-1 directions where a default tolerance may let a noise direction in.
+Departures: mu_G averages class means unless `centre="sample"` (the same if classes are balanced). The pseudo-inverse
+keeps exactly K-1 directions where a default tolerance may let a noise direction in. `nc1` and `nc1_trace` can move in
+opposite directions: name the variant.
 
 Cost: `NeuralCollapse` sees each sample once, keeps 8 (d^2 + 2 K d) bytes, 2 N d^2 flops. NC4 needs the final means: a
-second pass. `assay.probes.measure_collapse`, for features in memory, makes two passes and nothing d x d.
+second pass. `assay.probes.measure_collapse`, for features in memory, makes two passes and nothing d x d, as does
+`assay.probes.LayerwiseCollapse` for every layer.
 """
 
 from __future__ import annotations
@@ -31,13 +40,14 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from assay.errors import InvalidInput
-from assay.probes._simplex import CollapseGeometry
+from assay.probes._simplex import NEAREST_KEYS, CollapseGeometry, check_centre
 from assay.probes.class_statistics import check_labels, chunks, class_count, class_sums
 from assay.probes.nearest_centre import NearestCentreDisagreement
 
 __all__ = ["NeuralCollapse"]
 
-_State = tuple[Tensor, Tensor, Tensor, Tensor]  # counts (K,), guess (K, d), offset (K, d), scatter (d, d)
+_STATE = ("counts", "guess", "offset", "squares", "scatter")
+_State = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # (K,), (K, d), (K, d), (K,), (d, d)
 _SCATTER_CHUNK = 2**19  # elements: enough rows that the product, not its accumulation in float64, takes the time
 
 
@@ -49,12 +59,13 @@ class NeuralCollapse(Metric):
 
     Args:
         num_classes: K; the width of the scores or of the head if not given.
-        nc4: False saves the second pass.
+        nc4: False saves the second pass, which gives "nc4" and "ncc_accuracy".
+        centre: What mu_G averages: "class" means or "sample"s.
         **metric_options: Passed to `torchmetrics.Metric`, for example `sync_on_compute=False`.
 
     Example:
         >>> probe = NeuralCollapse(num_classes=3)
-        >>> probe.update(torch.eye(3), torch.tensor([0, 1, 2]))
+        >>> probe.update(torch.eye(3).repeat(2, 1), torch.tensor([0, 1, 2]).repeat(2))
         >>> values = probe.compute()
         >>> round(values["nc1"], 12), round(values["nc2_etf"], 12), probe.skipped["nc3"]
         (0.0, 0.0, 'the network has no linear head on these features')
@@ -67,17 +78,21 @@ class NeuralCollapse(Metric):
     counts: Tensor
     guess: Tensor
     offset: Tensor
+    squares: Tensor
     scatter: Tensor
 
-    def __init__(self, num_classes: int | None = None, *, nc4: bool = True, **metric_options: Any) -> None:
+    def __init__(
+        self, num_classes: int | None = None, *, nc4: bool = True, centre: str = "class", **metric_options: Any
+    ) -> None:
         super().__init__(**metric_options)
+        check_centre(centre)
         if num_classes is not None and num_classes < 2:
             raise InvalidInput(f"num_classes must be at least 2, not {num_classes}")
-        self.num_classes, self.nc4, self._metric_options = num_classes, nc4, metric_options
+        self.num_classes, self.nc4, self.centre, self._metric_options = num_classes, nc4, centre, metric_options
         self.skipped: dict[str, str] = {}
         self._centres: Tensor | None = None
         self._head: list[nn.Linear] = []  # in a list, or nn.Module would make the user's layer a part of the probe
-        for name in ("counts", "guess", "offset", "scatter"):  # the first batch gives them their sizes
+        for name in _STATE:  # the first batch gives them their sizes
             self.add_state(name, torch.zeros(0, dtype=torch.float64), dist_reduce_fx=None)
 
     def update(
@@ -100,8 +115,12 @@ class NeuralCollapse(Metric):
         sums, counts = class_sums(features, targets, K)
         if self.counts.numel() == 0:
             d = features.shape[1]
-            self.counts, self.guess, self.offset = counts.new_zeros(K), torch.zeros_like(sums), torch.zeros_like(sums)
-            self.scatter = sums.new_zeros(d, d)
+            self.counts, self.squares, self.scatter = (
+                torch.zeros_like(counts),
+                torch.zeros_like(counts),
+                sums.new_zeros(d, d),
+            )
+            self.guess, self.offset = torch.zeros_like(sums), torch.zeros_like(sums)
         if (new := (self.counts == 0) & (counts > 0)).any():
             # Rounded to float32: what is kept is exactly what is subtracted.
             self.guess[new] = (sums[new] / counts[new, None]).float().double()
@@ -115,25 +134,30 @@ class NeuralCollapse(Metric):
             residual = h - guess[y]
             self.scatter += residual.T @ residual
             self.offset.index_add_(0, y, residual.double())
+            self.squares.index_add_(0, y, torch.linalg.vector_norm(residual, dim=1).double().square())
 
     def compute(self) -> dict[str, float]:
         """Return the measures by name; `skipped` then says for each NaN why."""
-        counts, guess, offset, scatter = self._merged()
+        counts, guess, offset, squares, scatter = self._merged()
         self._centres = guess + offset / counts[:, None]
-        geometry = CollapseGeometry(self._centres.clone(), counts, self._head[0] if self._head else None)
+        head = self._head[0] if self._head else None
+        geometry = CollapseGeometry(self._centres.clone(), counts, head, self.centre)
         if geometry.defined:
             M, O = geometry.M, offset @ geometry.M.T  # noqa: E741 - the offsets, projected
             projected = M @ scatter @ M.T - (O / counts[:, None]).T @ O
-            geometry.add_spread(projected, (scatter.trace() - (offset.square() / counts[:, None]).sum()).item())
+            squares = (squares - offset.square().sum(dim=1) / counts).clamp(min=0)
+            geometry.add_spread(geometry.whitened(projected), squares, counts)
         values, self.skipped = geometry.values, geometry.skipped
-        if self.nc4:
-            self.skipped.setdefault("nc4", "it takes a second pass, see follow_up")
-            return values | {"nc4": math.nan}
-        self.skipped.pop("nc4", None)
+        for key in NEAREST_KEYS:
+            if self.nc4:
+                self.skipped.setdefault(key, "it takes a second pass, see follow_up")
+                values[key] = math.nan
+            else:
+                self.skipped.pop(key, None)
         return values
 
     def follow_up(self) -> NearestCentreDisagreement | None:
-        """Return the metric of the second pass, which gives "nc4" with the class means that `compute` found.
+        """Return the metric of the second pass: "nc4" and "ncc_accuracy", with the class means that `compute` found.
 
         Returns:
             None if NC4 is not wanted, or not defined because a class is missing.
@@ -150,12 +174,13 @@ class NeuralCollapse(Metric):
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take in what another instance has seen."""
         other: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
-        theirs = (other["counts"], other["guess"], other["offset"], other["scatter"])
-        self.counts, self.guess, self.offset, self.scatter = _merge(self._merged(), theirs)
+        theirs = tuple(other[name] for name in _STATE)
+        for name, value in zip(_STATE, _merge(self._merged(), theirs), strict=True):
+            setattr(self, name, value)
         self._computed = None
 
     def _merged(self) -> _State:
-        state = (self.counts, self.guess, self.offset, self.scatter)
+        state = (self.counts, self.guess, self.offset, self.squares, self.scatter)
         if self.counts.numel() == 0:
             raise InvalidInput("neural collapse has seen no samples; call update before compute")
         if self.counts.ndim == 1:
@@ -168,10 +193,11 @@ class NeuralCollapse(Metric):
 
 def _merge(first: _State, second: _State) -> _State:
     """Add two states: move the second to the first's guesses, then sum."""
-    n1, guess1, offset1, scatter1 = first
-    n2, guess2, offset2, scatter2 = second
+    n1, guess1, offset1, squares1, scatter1 = first
+    n2, guess2, offset2, squares2, scatter2 = second
     guess = torch.where((n1 > 0)[:, None], guess1, guess2)
     shift = (guess2 - guess) * (n2 > 0)[:, None]
     cross = shift.T @ offset2
     moved = scatter2 + cross + cross.T + shift.T @ (n2[:, None] * shift)
-    return n1 + n2, guess, offset1 + offset2 + n2[:, None] * shift, scatter1 + moved
+    farther = squares2 + 2 * (shift * offset2).sum(dim=1) + n2 * shift.square().sum(dim=1)
+    return n1 + n2, guess, offset1 + offset2 + n2[:, None] * shift, squares1 + farther, scatter1 + moved
