@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,19 @@ def test_markers_are_filled_and_the_rest_kept(generate: ModuleType) -> None:
     assert generate._filled(filled, {"counts": "new \\1"}) == filled
     empty = "  # nav:begin, by a tool\n  # nav:end\n"
     assert generate._filled(empty, {"nav": "  - x"}) == "  # nav:begin, by a tool\n  - x\n  # nav:end\n"
+
+
+def test_guides_tell_what_arms_reached(generate: ModuleType) -> None:
+    """A guide would show another number than the trials that were recorded."""
+    arm = "wide-long/focal"
+    trials = json.loads((generate.SOURCE / "papers" / "collapse_losses" / "trials.json").read_text())
+    reached = [t["metrics"]["test_accuracy"] for t in trials if t["arm"] == arm and t["stage"] == "final"]
+    text = f"a\n<!-- means:begin collapse-losses | test_accuracy | {arm} -->\nold\n<!-- means:end -->\nb\n"
+    filled = generate._with_means(text)
+    assert f"| {np.mean(reached):.3g} ± {np.std(reached, ddof=1):.3g} | {len(reached)} |" in filled
+    assert "old" not in filled and generate._with_means(filled) == filled
+    with pytest.raises(ValueError, match="no evidence of an arm"):
+        generate._with_means(text.replace(arm, "nonsense"))
 
 
 def test_cells_cannot_break_the_table(generate: ModuleType) -> None:

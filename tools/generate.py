@@ -2,8 +2,8 @@
 
 Whole files: the seams' type stubs, `docs/gallery.md`, `docs/papers/index.md`, `docs/expected-failures.md`,
 `docs/reference/` and, beside a paper's page, copies of its evidence's pictures. Between markers in hand-written files:
-counts, verdicts and a paper's evidence. `--check` writes nothing and fails where something is out of date, so that no
-page says what no run has said.
+counts, verdicts, a paper's evidence and, in guides, what a study's arms reached. `--check` writes nothing and fails
+where something is out of date, so that no page says what no run has said.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import ast
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -157,6 +158,52 @@ def _pictures(card: Card, stored: Mapping[str, Any]) -> list[str]:
     ]
 
 
+MEANS = re.compile(
+    r"(<!-- means:begin (?P<paper>\S+) \| (?P<metrics>[^|\n]+) \| (?P<arms>[^|\n]+) -->\n).*?(<!-- means:end -->)",
+    re.DOTALL,
+)
+
+
+def means(paper: str, metrics: Iterable[str], arms: Iterable[str]) -> str:
+    """Return a table of what arms of a recorded study reached: mean over seeds and standard deviation.
+
+    Args:
+        paper: Its id.
+        metrics: Names of final metrics, one column each.
+        arms: One row each.
+    """
+    card = next(card for card in cards() if card.id == paper)
+    path = card.folder / "trials.json"
+    if not path.exists():
+        return f"No evidence is recorded yet; `assay run {paper} --scale desk --record` records it."
+    trials = [t for t in json.loads(path.read_text(encoding="utf-8")) if t["stage"] == "final"]
+    rows = []
+    for arm in arms:
+        found = [trial["metrics"] for trial in trials if trial["arm"] == arm]
+        if not found:
+            raise ValueError(f"{paper} has no evidence of an arm {arm!r}; a guide asks for it")
+        columns = [[reached[name] for reached in found] for name in metrics]
+        rows.append((_cell(arm), *(_mean(column) for column in columns), str(len(found))))
+    return _table(("arm", *(_cell(name) for name in metrics), "n"), rows)
+
+
+def _mean(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return ""
+    return f"{_number(statistics.fmean(known))} ± {_number(statistics.stdev(known))}"
+
+
+def _with_means(text: str) -> str:
+    """Fill `<!-- means:begin PAPER | metric; metric | arm; arm -->` blocks."""
+
+    def filled(match: re.Match[str]) -> str:
+        metrics, arms = ([name.strip() for name in match[group].split(";")] for group in ("metrics", "arms"))
+        return f"{match[1]}{means(match['paper'], metrics, arms)}\n{match[5]}"
+
+    return MEANS.sub(filled, text)
+
+
 def gallery() -> str:
     """Return the page of all papers by seam."""
     sections = []
@@ -269,6 +316,8 @@ def files() -> Iterator[tuple[Path, str | bytes]]:
             yield page_path, _filled(page_path.read_text(encoding="utf-8"), {"evidence": evidence(card)})
             for picture in sorted((card.folder / "pictures").glob("*.png")):
                 yield docs / "papers" / card.id / picture.name, picture.read_bytes()
+    for guide in sorted((docs / "guides").glob("*.md")):
+        yield guide, _with_means(guide.read_text(encoding="utf-8"))
     configuration = ROOT / "mkdocs.yml"
     yield configuration, _filled(configuration.read_text(encoding="utf-8"), {"reference": navigation()})
 
