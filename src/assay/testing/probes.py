@@ -19,6 +19,21 @@ from assay.probes.nearest_centre import NearestCentreDisagreement
 from assay.probes.neural_collapse import NeuralCollapse
 from assay.probes.softmax_collapse import SoftmaxCollapse
 from assay.probes.view import View
+from assay.testing._probe_bad_input import CHECKS as BAD_INPUT
+from assay.testing._probe_cases_collapse import CASES as COLLAPSE
+from assay.testing._probe_cases_curvature import CASES as CURVATURE
+from assay.testing._probe_cases_domains import CASES as DOMAINS
+from assay.testing._probe_cases_ensembles_and_sparsity import CASES as ENSEMBLES_AND_SPARSITY
+from assay.testing._probe_cases_generalized import CASES as GENERALIZED
+from assay.testing._probe_cases_information import CASES as INFORMATION
+from assay.testing._probe_cases_label_noise import CASES as LABEL_NOISE
+from assay.testing._probe_cases_li2 import CASES as LI2
+from assay.testing._probe_cases_look import CASES as LOOK
+from assay.testing._probe_cases_opposing import CASES as OPPOSING
+from assay.testing._probe_cases_projection import CASES as PROJECTION
+from assay.testing._probe_cases_scole import CASES as SCOLE
+from assay.testing._probe_cases_spectra import CASES as SPECTRA
+from assay.testing._probe_cases_xor import CASES as XOR
 from assay.testing._shared import assert_bit_equal, global_generators_untouched, pickled, seeded
 from assay.watch import Watch
 
@@ -34,6 +49,20 @@ CASES: dict[str, Factory] = {
     "softmax-collapse": SoftmaxCollapse,
     "softmax-collapse-half": lambda: SoftmaxCollapse("float16"),
     "logit-scaling": LogitScalingAlignment,
+    **COLLAPSE,
+    **CURVATURE,
+    **DOMAINS,
+    **SPECTRA,
+    **XOR,
+    **GENERALIZED,
+    **LABEL_NOISE,
+    **LI2,
+    **INFORMATION,
+    **OPPOSING,
+    **PROJECTION,
+    **ENSEMBLES_AND_SPARSITY,
+    **LOOK,
+    **SCOLE,
 }
 
 
@@ -144,8 +173,10 @@ def any_order(factory: Factory) -> None:
 def _update(probe: Any, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
     view = View(model)
     for x, y in batches:
-        scores, features, head = view.observe(x)
-        seen = {"scores": scores.detach(), "features": features.detach(), "head": head, "targets": y}
+        layers = probe.layers(view) if "activations" in probe.consumes else []
+        with torch.no_grad():
+            observed, activations = view.observe_layers(x, layers)
+        seen = {**observed._asdict(), "activations": activations, "targets": y}
         probe.update(**{name: seen[name] for name in probe.consumes})
 
 
@@ -212,4 +243,5 @@ CHECKS: dict[str, Callable[[Factory], None]] = {
     "pickles": pickles,
     "float32-is-enough": float32_is_enough,
     "refuses-bad-labels": refuses_bad_labels,
+    **BAD_INPUT,
 }
