@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from assay.losses.focal import FocalLoss
 from assay.losses.rescaled_mse import RescaledMSELoss
 from assay.losses.stable_max import StableMaxCrossEntropy
+from assay.testing._loss_cases_contrastive import CASES as CONTRASTIVE
+from assay.testing._loss_cases_domains import CASES as DOMAINS
+from assay.testing._loss_cases_sop import CASES as SOP
+from assay.testing._losses_cases_look import CASES as LOOK
+from assay.testing._losses_cases_scole import CASES as SCOLE
+from assay.testing._losses_cases_tgt import CASES as TGT
 from assay.testing._shared import assert_bit_equal, assert_close, global_generators_untouched, pickled, seeded
 
 __all__ = ["CASES", "CHECKS"]
@@ -28,6 +34,12 @@ CASES: dict[str, Factory] = {
     "rescaled-mse-weighted": lambda: RescaledMSELoss(target=2.0, alpha=5.0),
     "stable-max": StableMaxCrossEntropy,
     "stable-max-float32": lambda: StableMaxCrossEntropy(upcast=False),
+    **DOMAINS,
+    **CONTRASTIVE,
+    **SOP,
+    **LOOK,
+    **SCOLE,
+    **TGT,
 }
 
 
@@ -142,10 +154,10 @@ def extreme_scores(factory: Factory) -> None:
     """Fits and misfits by a gap of 100 give finite losses and gradients."""
     loss = factory()
     for label in (0, 1):
-        scores = torch.tensor([[100.0, 0.0, 0.0]], requires_grad=True)
+        scores = torch.tensor([[100.0, 0.0, 0.0, 0.0, 0.0]], requires_grad=True)
         value, slopes = _value_and_gradient(loss, scores, torch.tensor([label]))
         finite = torch.isfinite(value) and torch.isfinite(slopes).all()
-        assert finite, f"not finite at scores (100, 0, 0), label {label}"
+        assert finite, f"not finite at scores (100, 0, 0, 0, 0), label {label}"
 
 
 def compiled(factory: Factory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch.func import functional_call
 
 from assay.nn.fp8 import FP8MLP, FP8Linear, FP8RMSNorm
 from assay.nn.group_rational import GRKANLayer, GroupRational
+from assay.nn.spherical_heads import ClassMeanClassifier, NormalizedLinear
+from assay.nn.top_k import TopK, TopKMLP
+from assay.testing._nn_cases_heads import CASES as HEADS
 from assay.testing._shared import assert_bit_equal, assert_close, copies, global_generators_untouched, seeded
 
 __all__ = ["CASES", "CHECKS", "Layer"]
@@ -36,6 +40,14 @@ Factory = Callable[[], Layer]
 # bfloat16 puts some numbers on the other side of a tie of FP8, which has steps of an eighth.
 FP8 = 0.15
 
+
+def _class_means(generator: torch.Generator) -> nn.Module:
+    """Return a classifier that has seen every class."""
+    head = ClassMeanClassifier(6, 5)
+    head(torch.randn(10, 6, generator=generator), torch.arange(10) % 5)
+    return head
+
+
 CASES: dict[str, Factory] = {
     "fp8-linear": lambda: Layer(lambda generator: FP8Linear(6, 5, generator=generator), (3, 2, 6), FP8),
     "fp8-mlp": lambda: Layer(lambda generator: FP8MLP(6, 20, generator=generator), (3, 2, 6), FP8),
@@ -51,6 +63,12 @@ CASES: dict[str, Factory] = {
     "gr-kan-identity": lambda: Layer(
         lambda generator: GRKANLayer(4, 3, groups=1, init="identity", bias=False, generator=generator), (7, 4)
     ),
+    "top-k": lambda: Layer(lambda generator: TopK(3), (3, 2, 6)),
+    "top-k-channels": lambda: Layer(lambda generator: TopK(2, dim=1), (2, 5, 3, 3)),
+    "top-k-mlp": lambda: Layer(lambda generator: TopKMLP(5, 12, k=4, generator=generator), (3, 2, 5)),
+    "normalized-linear": lambda: Layer(lambda generator: NormalizedLinear(6, 5, generator=generator), (3, 2, 6)),
+    "class-means": lambda: Layer(_class_means, (4, 6)),
+    **{name: partial(Layer, *case) for name, case in HEADS.items()},
 }
 
 

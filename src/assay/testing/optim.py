@@ -1,7 +1,8 @@
 """What every optimizer and every gradient transform must pass.
 
 A factory returns a function of parameters (or parameter groups) that makes the optimizer, or the transform around an
-optimizer of its choice. A transform has an attribute `optimizer`, the one to step, and a method `remove()`.
+optimizer of its choice. A transform has an attribute `optimizer`, the one to step, and a method `remove()`. An
+optimizer that must evaluate the gradients itself has an attribute `needs_closure`, which is true.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from assay.optim.coat_adamw import COATAdamW
 from assay.optim.perp_grad import PerpGrad
+from assay.testing._optim_cases_sam import CASES as SAM
 from assay.testing._shared import assert_bit_equal, assert_close, copies, global_generators_untouched, seeded
 
 __all__ = ["CASES", "CHECKS"]
@@ -45,6 +47,7 @@ CASES: dict[str, Factory] = {
     "perp-grad-adamw": _perp_grad(torch.optim.AdamW, lr=0.01, weight_decay=0.0),
     "perp-grad-global": _perp_grad(torch.optim.SGD, lr=0.1, granularity="global"),
     "perp-grad-unscaled": _perp_grad(torch.optim.SGD, lr=0.1, rescale=False),
+    **SAM,
 }
 
 
@@ -83,12 +86,21 @@ def _backward(model: nn.Module, batch: Batch) -> Tensor:
     return loss
 
 
-def _train(model: nn.Module, made: Any, batches: list[Batch]) -> None:
+def _step(made: Any, gradients: Callable[[], Any], step: Callable[..., Any] | None = None) -> None:
+    """Step on the gradients that a function computes: before the step, or inside it where that needs a closure."""
     optimizer = _optimizer(made)
+    step = step or optimizer.step
+    optimizer.zero_grad()
+    if getattr(optimizer, "needs_closure", False):
+        step(gradients)
+    else:
+        gradients()
+        step()
+
+
+def _train(model: nn.Module, made: Any, batches: list[Batch]) -> None:
     for batch in batches:
-        optimizer.zero_grad()
-        _backward(model, batch)
-        optimizer.step()
+        _step(made, partial(_backward, model, batch))
 
 
 def _started(factory: Factory, steps: int = 3) -> tuple[nn.Module, Any]:
@@ -157,11 +169,13 @@ def accumulation(factory: Factory) -> None:
     made = factory()(halves.parameters())
     batches = _batches(3)
     _train(whole, factory()(whole.parameters()), batches)
-    for inputs, targets in batches:
-        _optimizer(made).zero_grad()
+
+    def in_halves(inputs: Tensor, targets: Tensor) -> None:
         for x, y in zip(inputs.chunk(2), targets.chunk(2), strict=True):
             (F.cross_entropy(halves(x), y) / 2).backward()
-        _optimizer(made).step()
+
+    for batch in batches:
+        _step(made, partial(in_halves, *batch))
     for name, weight in _weights(whole).items():
         assert_close(halves.get_parameter(name), weight, f"{name} after accumulation", rtol=1e-9, atol=1e-11)
 
@@ -184,9 +198,12 @@ def missing_gradients(factory: Factory) -> None:
     made = factory()(model.parameters())
     idle = model.get_parameter("0.weight")
     before = idle.detach().clone()
-    _backward(model, _batches(1)[0])
-    idle.grad = None
-    _optimizer(made).step()
+
+    def gradients() -> None:
+        _backward(model, _batches(1)[0])
+        idle.grad = None
+
+    _step(made, gradients)
     assert torch.equal(idle, before), "a parameter without a gradient moved"
 
 
@@ -196,9 +213,12 @@ def zeros(factory: Factory) -> None:
     made = factory()(model.parameters())
     with torch.no_grad():
         model.get_parameter("2.bias").zero_()
-    _backward(model, _batches(1)[0])
-    model.get_parameter("0.bias").grad.zero_()  # type: ignore[union-attr]
-    _optimizer(made).step()
+
+    def gradients() -> None:
+        _backward(model, _batches(1)[0])
+        model.get_parameter("0.bias").grad.zero_()  # type: ignore[union-attr]
+
+    _step(made, gradients)
     for name, weight in _weights(model).items():
         assert torch.isfinite(weight).all(), f"{name} is not finite after a step with zero weights and gradients"
 
@@ -250,9 +270,7 @@ def compiled(factory: Factory) -> None:
     _train(plain, factory()(plain.parameters()), _batches(3))
     step = torch.compile(_optimizer(made).step, backend="eager")
     for batch in _batches(3):
-        _optimizer(made).zero_grad()
-        _backward(model, batch)
-        step()
+        _step(made, partial(_backward, model, batch), step)
     for name, weight in _weights(plain).items():
         assert_close(model.get_parameter(name), weight, f"{name} after compiled steps", rtol=1e-5, atol=1e-6)
 

@@ -9,9 +9,9 @@ import torch
 
 from assay.data import noisy_labels
 from assay.lab.plan import candidates, canonical
+from assay.lab.tuned_call import TunedCall
 from assay.papers.sop.study import study
 from assay.papers.sop.training import recover, train
-from assay.papers.sop.tuned_call import TunedCall
 from assay.streams import Streams
 
 TINY = {

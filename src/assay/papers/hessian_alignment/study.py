@@ -24,9 +24,9 @@ from assay.lab.expectations import Expectation, greater, less
 from assay.lab.record import Record, Series
 from assay.lab.resources import check_deadline
 from assay.lab.study import Study
+from assay.lab.tuned_call import TunedCall
 from assay.models.mlp import MLP
 from assay.names import resolve
-from assay.papers.hessian_alignment.tuned_call import TunedCall
 from assay.probes.head_hessian import head_hessian_distances
 from assay.streams import Streams
 
@@ -83,8 +83,13 @@ PENALTIES = {
 }
 
 
-def train(streams: Streams, **arguments: Any) -> Record:
-    """Train one network and measure it on the test domain; the arguments are those of `_fit`.
+def train(streams: Streams, *, validation_only: bool = False, **arguments: Any) -> Record:
+    """Train one network and measure it on the test domain.
+
+    Args:
+        streams: "data" decides the data; see `_fit` for the others.
+        validation_only: Return `validate`'s result instead, as tuning must.
+        **arguments: Those of `_fit`, and "data".
 
     Returns:
         Accuracies on training domains, test domain and the test's grey images, the smaller of the first two, and how far
@@ -93,6 +98,8 @@ def train(streams: Streams, **arguments: Any) -> Record:
     Raises:
         FloatingPointError: If the loss is not finite.
     """
+    if validation_only:
+        return Record(metrics=validate(streams, **arguments))
     data = _data(streams, arguments.pop("data"), arguments["grey"])
     model, series = _fit(streams, data, **arguments, watched=data.test)
     grey = Split(without_color(data.test.inputs), data.test.targets)
@@ -206,10 +213,10 @@ def _arms(setting: Setting) -> dict[str, Arm]:
         "penalty": None,
         "grey": False,
     }
-    plain = TunedCall(train, validate, common, "l2", setting.decays)
+    plain = TunedCall(train, common, {"l2": setting.decays})
     arms: dict[str, Arm] = {"erm": plain, "grey": plain.but(grey=True)}
     for name, penalty in PENALTIES.items():
-        arms[name] = TunedCall(train, validate, common | {"penalty": penalty}, "weight", setting.weights)
+        arms[name] = TunedCall(train, common | {"penalty": penalty}, {"weight": setting.weights})
     return arms
 
 

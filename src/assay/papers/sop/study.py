@@ -14,8 +14,8 @@ from typing import Any
 from assay.lab.arms import Arm, Call
 from assay.lab.expectations import Expectation, above, below, greater
 from assay.lab.study import Study
+from assay.lab.tuned_call import TunedCall
 from assay.papers.sop.training import recover, train
-from assay.papers.sop.tuned_call import TunedCall
 
 __all__ = ["study"]
 

@@ -16,7 +16,14 @@ __all__ = ["TunedCall"]
 
 @dataclass(frozen=True)
 class TunedCall(Call):
-    """An arm whose arguments in `tune` are chosen by "validation_score"; the function takes `validation_only`."""
+    """An arm made of a function, with a grid.
+
+    Args:
+        function: As of `Call`; with `validation_only=True` it looks at no test data and returns "validation_score",
+            higher where better.
+        arguments: Plain data.
+        tune: Values to try, by argument; all combinations are candidates.
+    """
 
     tune: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
