@@ -89,6 +89,7 @@ def test_bad_arguments_are_refused(folders, arguments: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     "content",
     [b"not gzip", gzip.compress(b"ab"), gzip.compress(struct.pack(">II", 0x801, 5) + b"abc"), gzip.compress(b"x" * 99)],
+    ids=["not gzip", "too short", "no images", "no header"],
 )
 def test_damaged_file_is_one_clear_error(folders, content: bytes) -> None:
     """A damaged file would end in a traceback of struct or zlib."""

@@ -12,6 +12,9 @@ from assay.kernels.gated_activations import geglu as geglu
 from assay.kernels.gated_activations import geglu_reference as geglu_reference
 from assay.kernels.gated_activations import swiglu as swiglu
 from assay.kernels.gated_activations import swiglu_reference as swiglu_reference
+from assay.kernels.group_normalisation import GroupNorm as GroupNorm
+from assay.kernels.group_normalisation import group_norm as group_norm
+from assay.kernels.group_normalisation import group_norm_reference as group_norm_reference
 from assay.kernels.layer_normalisation import LayerNorm as LayerNorm
 from assay.kernels.layer_normalisation import layer_norm as layer_norm
 from assay.kernels.layer_normalisation import layer_norm_reference as layer_norm_reference
@@ -34,3 +37,6 @@ from assay.kernels.rotary_embedding import rope_reference as rope_reference
 from assay.kernels.row_cross_entropy import cross_entropy as cross_entropy
 from assay.kernels.row_cross_entropy import cross_entropy_reference as cross_entropy_reference
 from assay.kernels.tiling import tiled as tiled
+from assay.kernels.token_embedding import Embedding as Embedding
+from assay.kernels.token_embedding import embedding as embedding
+from assay.kernels.token_embedding import embedding_reference as embedding_reference

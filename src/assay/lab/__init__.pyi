@@ -26,6 +26,12 @@ from assay.lab.experiment import TuningPoint as TuningPoint
 from assay.lab.judge import Component as Component
 from assay.lab.judge import Outcome as Outcome
 from assay.lab.judge import Verdict as Verdict
+from assay.lab.pictures import LARGEST_PICTURES as LARGEST_PICTURES
+from assay.lab.pictures import check_pictures as check_pictures
+from assay.lab.pictures import data_uri as data_uri
+from assay.lab.pictures import drawn as drawn
+from assay.lab.pictures import png as png
+from assay.lab.pictures import png_of_uri as png_of_uri
 from assay.lab.plan import PROTOCOL as PROTOCOL
 from assay.lab.plan import Trial as Trial
 from assay.lab.plan import candidates as candidates
@@ -34,6 +40,8 @@ from assay.lab.plan import plain_study as plain_study
 from assay.lab.plan import plan_final as plan_final
 from assay.lab.plan import plan_tuning as plan_tuning
 from assay.lab.plan import trial_key as trial_key
+from assay.lab.probe_schedule import affordable_intervals as affordable_intervals
+from assay.lab.probe_schedule import timed_intervals as timed_intervals
 from assay.lab.quantities import Measurement as Measurement
 from assay.lab.quantities import Metric as Metric
 from assay.lab.quantities import Quantity as Quantity
@@ -69,4 +77,6 @@ from assay.lab.store import StoredTrial as StoredTrial
 from assay.lab.store import default_store as default_store
 from assay.lab.study import Study as Study
 from assay.lab.training import rehearse as rehearse
+from assay.lab.training import timed as timed
 from assay.lab.training import train as train
+from assay.lab.tuned_call import TunedCall as TunedCall

@@ -2,3 +2,4 @@
 from assay.optim.coat_adamw import COATAdamW as COATAdamW
 from assay.optim.perp_grad import PerpGrad as PerpGrad
 from assay.optim.perp_grad import perpendicular as perpendicular
+from assay.optim.sam import SAM as SAM
