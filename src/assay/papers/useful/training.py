@@ -29,6 +29,7 @@ from assay.streams import Streams
 __all__ = ["random_indices", "train", "with_patch"]
 
 COPIES = ("none", "useful", "random")
+DECAYS = (0.5, 0.75)
 
 
 def train(
@@ -57,7 +58,7 @@ def train(
         copies: Which examples come twice in an epoch: "none", "useful" or "random" ones.
         rho: SAM's radius; 0 is SGD.
         epochs: Passes over the examples and their copies.
-        early_epochs: t, plain SGD before USEFUL looks.
+        early_epochs: t, SGD at the initial step size before USEFUL looks.
         equal_samples: Whether "none" and "random" see as many examples as USEFUL, its early epochs included.
         batch_size: Examples per step.
         lr: Step size, a tenth of it after half and a hundredth after three quarters of the steps.
@@ -81,17 +82,17 @@ def train(
     bright = float(dataset.train.inputs.max())
     split = with_patch(dataset.train, chosen, bright, dataset.outputs)
 
-    def fit(indices: Tensor, samples: int, rho: float) -> nn.Module:
+    def fit(indices: Tensor, samples: int, rho: float, decays: tuple[float, ...] = DECAYS) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(streams.entropy("init"))
             network = resolve("models", model)(dataset.input_shape, dataset.outputs)
         optimizer = torch.optim.SGD(network.parameters(), lr, momentum, weight_decay=weight_decay)
         order = _order(UsefulSampler(n, indices, streams.torch("order")), batch_size, samples)
-        _fit(network, SAM(optimizer, rho) if rho else optimizer, split, order)
+        _fit(network, SAM(optimizer, rho) if rho else optimizer, split, order, decays)
         return network
 
     none = torch.empty(0, dtype=torch.long)
-    early = fit(none, early_epochs * n, 0.0)
+    early = fit(none, early_epochs * n, 0.0, decays=())
     useful, _ = useful_indices(*early_outputs(early, batches(split, 2048)), streams.entropy("noise") % 2**32)
     picked = {"none": none, "useful": useful, "random": random_indices(useful, split.targets, noise)}[copies]
     samples = epochs * (n + len(picked))
@@ -147,8 +148,11 @@ def _order(sampler: UsefulSampler, batch_size: int, samples: int) -> list[Tensor
     return order
 
 
-def _fit(network: nn.Module, optimizer: torch.optim.Optimizer, split: Split, order: list[Tensor]) -> None:
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [len(order) // 2, len(order) * 3 // 4])
+def _fit(
+    network: nn.Module, optimizer: torch.optim.Optimizer, split: Split, order: list[Tensor], decays: tuple[float, ...]
+) -> None:
+    """Train on mini-batches in order; the step size falls to a tenth after each of these shares of them."""
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [round(share * len(order)) for share in decays])
     network.train()
     for indices in order:
         x, y = split.inputs[indices], split.targets[indices]
