@@ -141,6 +141,7 @@ def test_a_users_own_model_needs_no_arguments():
         ({"rule": "forward-forward", "loss": "cross-entropy"}, "own loss"),
         ({"rule": "mono-forward", "data": "diabetes"}, "class labels"),
         ({"loss": "fokal"}, "focal"),
+        ({"transforms": ("sam(rho=0.1)",)}, "an optimizer of its own, not a transform"),
     ],
 )
 def test_parts_that_do_not_fit_are_one_clear_error(change, message):

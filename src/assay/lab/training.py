@@ -238,7 +238,8 @@ class _Run:
             optimizer = resolve("optim", self.experiment.optimizer)(list(phase.parameters))
         for transform in self.experiment.transforms:
             with _building("transform", transform):
-                resolve("optim", transform)(optimizer)
+                if isinstance(resolve("optim", transform)(optimizer), torch.optim.Optimizer):
+                    raise InvalidInput(f"{transform!r} is an optimizer of its own, not a transform; train it in a Call")
         schedule = resolve("schedules", self.experiment.schedule)(optimizer) if self.experiment.schedule else None
         while self.spent() < self.share - 1e-9 and not self.diverged:
             self._epoch(optimizer)
