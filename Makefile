@@ -30,7 +30,8 @@ demo: $(STAMP)  ## Put four claims to the test with data that needs no download;
 	$(BIN)/assay run $(DEMO) --scale smoke --seeds 6 --report report
 
 test: setup  ## Run the whole test suite (no network).
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not cluster"
+	$(BIN)/python -m pytest -q -m cluster
 	$(BIN)/python -m pytest -q --doctest-modules src/assay
 
 check: setup  ## Fast checks: format, lint, types, import contracts and tests; PAPER=id checks what that paper touches.
