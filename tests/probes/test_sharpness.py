@@ -89,6 +89,14 @@ def test_the_memory_limit_is_kept_and_said() -> None:
     assert math.isnan(values["sharpness"]) and "memory" in probe.skipped["sharpness"]
 
 
+def test_too_little_memory_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of 50 million parameters would be differentiated twice for vectors that cannot converge."""
+    monkeypatch.setattr("assay.probes.sharpness.CurvatureMatrix", None)  # would raise if it were called
+    probe = Sharpness(memory=9 * 39 * 4)
+    assert math.isnan(probe.measure(View(_model()), DATA)["sharpness"])
+    assert "9 vectors only" in probe.skipped["sharpness"]
+
+
 def test_bad_arguments_are_refused() -> None:
     """No eigenvalue at all would be asked for."""
     for options in ({"k": 0}, {"k": 5, "max_steps": 4}):

@@ -26,6 +26,9 @@ from assay.probes.view import View
 __all__ = ["Sharpness"]
 
 
+FEWEST_VECTORS = 10  # Lanczos rarely converges with fewer
+
+
 class Sharpness:
     """The k eigenvalues of largest magnitude.
 
@@ -37,7 +40,8 @@ class Sharpness:
         max_steps: Products at most.
         dtype: Precision of the products; the model's if None.
         seed: Of the start vector.
-        memory: Bytes for the vectors, of which each product adds one.
+        memory: Bytes for the vectors, of which each product adds one. Where they do for fewer than ten vectors, as by
+            default beyond 27 million float32 parameters, the measurement is skipped before it costs anything.
 
     Attributes:
         pairs: The last measurement's eigenvalues, vectors and residuals by group; "" is the whole network.
@@ -104,6 +108,9 @@ class Sharpness:
     def _pairs(
         self, view: View, batches: Iterable[tuple[Any, Tensor]], names: list[str] | None
     ) -> tuple[Eigenpairs | None, str | None]:
+        allowed = self._vectors(view, names)
+        if allowed < FEWEST_VECTORS and allowed < self.max_steps:
+            return None, f"memory={self.memory} allows for {allowed} vectors only; raise it, or choose groups"
         matrix = CurvatureMatrix(view, None, batches, matrix=self.matrix, parameters=names, dtype=self.dtype)
         if not math.isfinite(matrix.loss):
             return None, f"the loss is {matrix.loss}"
@@ -114,3 +121,16 @@ class Sharpness:
         except InvalidInput as error:  # too large for the memory, or a product that is not finite: training goes on
             return None, f"{error}; memory={self.memory} allows for {steps} vectors"
         return found, f"there are only {k} parameters" if k < self.k else None
+
+    def _vectors(self, view: View, names: list[str] | None) -> int:
+        """Return how many vectors fit into the memory; the number of parameters, if that many do."""
+        sizes = {
+            name: (p.numel(), (self.dtype or p.dtype).itemsize)
+            for name, p in view.parameters().items()
+            if names is None or any(name == each or name.startswith(f"{each}.") for each in names)
+        }
+        count = sum(size for size, _ in sizes.values())
+        vector = sum(size * itemsize for size, itemsize in sizes.values())
+        if not vector or self.memory // vector >= count:
+            return max(count, FEWEST_VECTORS)
+        return self.memory // vector
