@@ -107,7 +107,7 @@ def check(compared: dict[str, Callable[[Batch], Tensor]], data: Batch) -> None:
     """Fail unless HGP's two ways agree in value and gradient."""
     reference, ours = (step(compared[f"hgp, {way}"], data) for way in ("double backward", "closed form"))
     for a, b in zip((reference[0], *reference[1]), (ours[0], *ours[1]), strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * a.abs().max().item()), (a - b).abs().max()
+        assert torch.allclose(a, b, rtol=1e-2, atol=1e-3 * a.abs().max().item()), (a - b).abs().max()
 
 
 def main() -> None:
