@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.probes._same_scores import same_scores
 from assay.probes.view import View
 
 __all__ = ["groups_of", "layers_of", "why_not"]
@@ -39,13 +40,8 @@ def why_not(view: View, batches: Iterable[tuple[Any, Tensor]]) -> tuple[str | No
     x, _ = next(iter(batches))
     with torch.no_grad():
         scores = view.functional({}, x)
-        if view.rule is not None:
-            theirs = view.scores(x)
-            same = theirs.shape == scores.shape and torch.allclose(
-                scores, theirs.to(scores.dtype), rtol=1e-3, atol=1e-5
-            )
-            if not same:
-                return "the rule does not predict by the model's own forward pass", scores.shape[1]
+        if view.rule is not None and not same_scores(scores, view.scores(x)):
+            return "the rule does not predict by the model's own forward pass", scores.shape[1]
     if not all(math.isfinite(p.detach().sum().item()) for p in view.model.parameters()):
         return "some parameters are not finite", scores.shape[1]
     return None, scores.shape[1]

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from assay.errors import InvalidInput
 from assay.probes._feature_sums import FeatureSums
+from assay.probes._same_scores import same_scores
 from assay.probes.class_statistics import check_labels
 from assay.probes.view import View
 
@@ -121,7 +122,7 @@ class FeatureStages:
         for x, y in batches:
             with torch.inference_mode(False), torch.enable_grad(), _reads(linears) as reads:
                 scores = view.functional(parameters, x)
-            if view.rule is not None and not sums and not _same(view.scores(x), scores):
+            if view.rule is not None and not sums and not same_scores(view.scores(x), scores):
                 return {}, {"": "the rule does not predict by the model's own forward pass"}
             check_labels(scores, y, scores.shape[1])
             usable = self._usable(reads, x, len(scores), refused)
@@ -200,7 +201,3 @@ def _signals(
 
 def _is_view(tensor: Tensor, x: Any) -> bool:
     return isinstance(x, Tensor) and tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and torch.allclose(first, second.to(first.dtype), rtol=1e-3, atol=1e-5)

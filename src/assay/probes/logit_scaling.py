@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.probes._same_scores import same_scores
 from assay.probes.view import View
 
 __all__ = ["LogitScalingAlignment"]
@@ -94,7 +95,7 @@ def _mean_gradient(
     for x, y in batches:
         with torch.inference_mode(False), torch.enable_grad():
             scores = view.functional(parameters, x)
-            if samples == 0 and view.rule is not None and not _same(view.scores(x), scores):
+            if samples == 0 and view.rule is not None and not same_scores(view.scores(x), scores):
                 return None
             loss = view.loss(scores, y)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -103,7 +104,3 @@ def _mean_gradient(
                 sum_so_far.add_(g.detach(), alpha=len(y))
         samples += len(y)
     return {name: g.div_(max(samples, 1)) for name, g in total.items()}
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and torch.allclose(first, second.to(first.dtype), rtol=1e-3, atol=1e-5)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
+from assay.probes._same_scores import same_scores
 from assay.probes.view import View
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class OpposingSignals:
         for x, y in batches:
             if not isinstance(x, Tensor):
                 raise InvalidInput(f"inputs must be one tensor per batch, not {type(x).__name__}")
-            if not first and view.rule is not None and not _same(view.scores(x), view.functional(now, x)):
+            if not first and view.rule is not None and not same_scores(view.scores(x), view.functional(now, x)):
                 return torch.empty(0), torch.empty(0), "the rule does not predict by the model's own forward pass"
             before, after, other = (_sample_losses(view, weights, x, y) for weights in points)
             first.append(after - before)
@@ -238,7 +239,3 @@ def _cosine(a: Tensor, b: Tensor) -> float:
         return math.nan
     a, b = a / a.abs().max(), b / b.abs().max()  # else the squares of very small numbers vanish
     return (a @ b / (a.norm() * b.norm())).item()
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and torch.allclose(first, second.to(first.dtype), rtol=1e-3, atol=1e-5)

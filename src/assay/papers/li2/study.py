@@ -395,8 +395,6 @@ LIMITS = (
     "constants are too large for such M. Chosen "
     "after single seeds had been seen: the width of that quarter (a narrower one, 2.3 to 3.1, came first), the test of "
     "the exponent on the two end moduli instead of an equivalence of all constants, the ends of the grid of sizes, the "
-    "1200 epochs, and the last three expectations, on what the probes show while a network groks, which replace three "
-    "that one seed had contradicted (alignment rises before the training pairs are fitted, not after). Nothing here speaks of non-abelian groups, of the paper's claim on "
-    "Muon, of transformers or of text. Weight decay and learning rate are not tuned: the arms of the third part differ in "
-    "the decay only, and the claim is about its direction."
+    "1200 epochs, and the last three expectations, on what the probes show while a network groks, which replace three that one seed had contradicted (alignment rises before the training pairs are fitted, not after). Nothing here speaks of non-abelian groups, of the paper's claim on "
+    "Muon, of transformers or of text. Weight decay and learning rate are not tuned: the arms of the third part differ in the decay only, and the claim is about its direction."
 )
