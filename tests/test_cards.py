@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.cards import SEAMS, SUMMARY_LENGTH, Card, load_card, load_cards, load_verdict, study_module
+from assay.cards import (
+    SEAMS,
+    SUMMARY_LENGTH,
+    Card,
+    load_card,
+    load_cards,
+    load_comparisons,
+    load_verdict,
+    study_module,
+)
 from assay.errors import CardError, InvalidInput, UnknownName
 
 CARDS = load_cards()
@@ -95,6 +104,18 @@ def test_stored_verdict_belongs_to_the_paper(card: Card) -> None:
         pytest.skip("no evidence yet")
     assert verdict["status"] in ("holds", "fails", "inconclusive") and verdict["seeds"] >= 1
     assert json.loads((card.folder / "evidence.json").read_text())["paper"] == card.id
+
+
+def test_comparisons_are_found_but_are_no_papers() -> None:
+    """A comparison could not be run by its name, or would be counted as a paper."""
+    comparisons = load_comparisons()
+    assert {card.id for card in comparisons} == {"learning-rules", "optimizers"}
+    for card in comparisons:
+        assert card.comparison and load_card(card.id) == card and card not in CARDS
+        assert callable(study_module(card).study)
+        verdict = load_verdict(card)
+        assert not verdict or json.loads((card.folder / "evidence.json").read_text())["paper"] == card.id
+    assert not any(card.comparison for card in CARDS)
 
 
 def test_reading_all_cards_is_quick_and_imports_nothing_heavy() -> None:

@@ -13,7 +13,8 @@ from assay.cards import load_cards, load_verdict
 from assay.cli.main import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "docs" / "index.md", *ROOT.glob("docs/guides/*.md"), *ROOT.glob("docs/papers/*.md")])
+FOLDERS = ("guides", "papers", "comparisons")
+PAGES = sorted([ROOT / "docs" / "index.md", *(page for name in FOLDERS for page in ROOT.glob(f"docs/{name}/*.md"))])
 
 
 def _blocks(page: Path, language: str) -> list[str]:

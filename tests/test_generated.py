@@ -64,11 +64,29 @@ def test_guides_tell_what_arms_reached(generate: ModuleType) -> None:
     trials = json.loads((generate.SOURCE / "papers" / "collapse_losses" / "trials.json").read_text())
     reached = [t["metrics"]["test_accuracy"] for t in trials if t["arm"] == arm and t["stage"] == "final"]
     text = f"a\n<!-- means:begin collapse-losses | test_accuracy | {arm} -->\nold\n<!-- means:end -->\nb\n"
-    filled = generate._with_means(text)
+    filled = generate._with_tables(text)
     assert f"| {np.mean(reached):.3g} ± {np.std(reached, ddof=1):.3g} | {len(reached)} |" in filled
-    assert "old" not in filled and generate._with_means(filled) == filled
+    assert "old" not in filled and generate._with_tables(filled) == filled
     with pytest.raises(ValueError, match="no evidence of an arm"):
-        generate._with_means(text.replace(arm, "nonsense"))
+        generate._with_tables(text.replace(arm, "nonsense"))
+
+
+def test_pivots_tell_what_methods_reached(generate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison's table would mix up tasks or methods, or count a diverged trial as a result."""
+    trials = [
+        {"arm": f"{task}/{method}", "status": status, "metrics": {"accuracy": value}, "resources": {"seconds": 1.0}}
+        for task, method, values in [("x", "a", (0.5, 0.7)), ("y", "a", (0.1, 0.3)), ("x", "b", (0.9, 0.9))]
+        for value, status in zip(values, ("done", "diverged" if (task, method) == ("x", "b") else "done"), strict=True)
+    ]
+    monkeypatch.setattr(generate, "_final_trials", lambda paper: trials)
+    lines = generate.pivot("p", "accuracy", ["y", "x"], ["a", "b"]).splitlines()
+    assert lines[0] == "| accuracy | y | x |"
+    assert lines[2] == "| a | 0.2 ± 0.141 | 0.6 ± 0.141 |"
+    assert lines[3].startswith("| b | — |") and "(1 of 2 diverged)" in lines[3]
+    text = "<!-- pivot:begin p | seconds | x | a -->\nold\n<!-- pivot:end -->\n"
+    assert "| a | 1 ± 0 |" in generate._with_tables(text) and "old" not in generate._with_tables(text)
+    with pytest.raises(ValueError, match="no evidence of a method"):
+        generate.pivot("p", "accuracy", ["x"], ["nonsense"])
 
 
 def test_cells_cannot_break_the_table(generate: ModuleType) -> None:

@@ -1,15 +1,17 @@
 """Regenerate everything that follows from the code, the cards and the evidence: `python tools/generate.py [--check]`.
 
 Whole files: the seams' type stubs, `docs/gallery.md`, `docs/papers/index.md`, `docs/expected-failures.md`,
-`docs/reference/` and, beside a paper's page, copies of its evidence's pictures. Between markers in hand-written files:
-counts, verdicts, a paper's evidence and, in guides, what a study's arms reached. `--check` writes nothing and fails
-where something is out of date, so that no page says what no run has said.
+`docs/reference/`, copies of a paper's pictures beside its page and the plots of comparisons. Between markers in
+hand-written files: counts, verdicts, evidence and, in guides and comparisons, tables of what a study's arms reached.
+`--check` writes nothing and fails where something is out of date, so that no page says what no run has said.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib
+import io
 import json
 import re
 import statistics
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from assay._exports import public_names
-from assay.cards import Card, load_cards, load_verdict
+from assay.cards import Card, load_card, load_cards, load_comparisons, load_verdict
 from assay.testing import EXPECTED_FAILURES
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +130,7 @@ def evidence(card: Card) -> str:
     """Return what a paper's page says about its recorded study."""
     found = verdict(card)
     if not found:
-        return f"No evidence is recorded yet; `assay run {card.id} --scale desk --record` records it."
+        return _missing(card.id)
     stored = _evidence(card)
     environment = stored["environment"]
     rows = [
@@ -164,27 +166,76 @@ MEANS = re.compile(
 )
 
 
+PIVOT = re.compile(
+    r"(<!-- pivot:begin (?P<paper>\S+) \| (?P<metric>[^|\n]+) \| (?P<tasks>[^|\n]+) \| (?P<methods>[^|\n]+) -->\n)"
+    r".*?(<!-- pivot:end -->)",
+    re.DOTALL,
+)
+
+
+@cache
+def _final_trials(paper: str) -> list[dict[str, Any]]:
+    """Return a recorded study's trials without those of tuning; empty if there is no evidence."""
+    path = load_card(paper).folder / "trials.json"
+    if not path.exists():
+        return []
+    return [t for t in json.loads(path.read_text(encoding="utf-8")) if t["stage"] == "final"]
+
+
+def _missing(paper: str) -> str:
+    return f"No evidence is recorded yet; `assay run {paper} --scale desk --record` records it."
+
+
 def means(paper: str, metrics: Iterable[str], arms: Iterable[str]) -> str:
     """Return a table of what arms of a recorded study reached: mean over seeds and standard deviation.
 
     Args:
         paper: Its id.
-        metrics: Names of final metrics, one column each.
+        metrics: Names of final metrics or resources, one column each.
         arms: One row each.
     """
-    card = next(card for card in cards() if card.id == paper)
-    path = card.folder / "trials.json"
-    if not path.exists():
-        return f"No evidence is recorded yet; `assay run {paper} --scale desk --record` records it."
-    trials = [t for t in json.loads(path.read_text(encoding="utf-8")) if t["stage"] == "final"]
+    trials = _final_trials(paper)
+    if not trials:
+        return _missing(paper)
     rows = []
     for arm in arms:
-        found = [trial["metrics"] for trial in trials if trial["arm"] == arm]
+        found = [trial["metrics"] | trial["resources"] for trial in trials if trial["arm"] == arm]
         if not found:
             raise ValueError(f"{paper} has no evidence of an arm {arm!r}; a guide asks for it")
         columns = [[reached[name] for reached in found] for name in metrics]
         rows.append((_cell(arm), *(_mean(column) for column in columns), str(len(found))))
     return _table(("arm", *(_cell(name) for name in metrics), "n"), rows)
+
+
+def pivot(paper: str, metric: str, tasks: Iterable[str], methods: Iterable[str]) -> str:
+    """Return a table of one metric with a column per task and a row per method, from the arms "task/method".
+
+    Args:
+        paper: The study's id.
+        metric: Name of a final metric or resource.
+        tasks: One column each.
+        methods: One row each; a dash stands where a method has no such arm, "diverged" where all its trials did.
+    """
+    trials = _final_trials(paper)
+    if not trials:
+        return _missing(paper)
+    tasks = list(tasks)
+    rows = []
+    for method in methods:
+        found = {task: [t for t in trials if t["arm"] == f"{task}/{method}"] for task in tasks}
+        if not any(found.values()):
+            raise ValueError(f"{paper} has no evidence of a method {method!r}; a page asks for it")
+        rows.append((_cell(method), *(_reached(found[task], metric) for task in tasks)))
+    return _table((metric.replace("_", " "), *(_cell(task) for task in tasks)), rows)
+
+
+def _reached(trials: list[dict[str, Any]], metric: str) -> str:
+    if not trials:
+        return "—"
+    done = [t for t in trials if t["status"] == "done"]
+    values = [(t["metrics"] | t["resources"]).get(metric) for t in done]
+    lost = f" ({len(trials) - len(done)} of {len(trials)} diverged)" if len(done) < len(trials) else ""
+    return (_mean(values) + lost) if done else "diverged"
 
 
 def _mean(values: list[float | None]) -> str:
@@ -194,14 +245,36 @@ def _mean(values: list[float | None]) -> str:
     return f"{_number(statistics.fmean(known))} ± {_number(statistics.stdev(known))}"
 
 
-def _with_means(text: str) -> str:
-    """Fill `<!-- means:begin PAPER | metric; metric | arm; arm -->` blocks."""
+def _with_tables(text: str) -> str:
+    """Fill `<!-- means:begin PAPER | metric; metric | arm; arm -->` blocks and those of `pivot`."""
 
     def filled(match: re.Match[str]) -> str:
         metrics, arms = ([name.strip() for name in match[group].split(";")] for group in ("metrics", "arms"))
         return f"{match[1]}{means(match['paper'], metrics, arms)}\n{match[5]}"
 
-    return MEANS.sub(filled, text)
+    def pivoted(match: re.Match[str]) -> str:
+        tasks, methods = ([name.strip() for name in match[group].split(";")] for group in ("tasks", "methods"))
+        return f"{match[1]}{pivot(match['paper'], match['metric'].strip(), tasks, methods)}\n{match[6]}"
+
+    return PIVOT.sub(pivoted, MEANS.sub(filled, text))
+
+
+def plots(card: Card) -> dict[str, bytes]:
+    """Return a comparison's plots as SVG by file name, drawn from its recorded trials."""
+    trials = _final_trials(card.id)
+    if not trials:
+        return {}
+    import matplotlib
+
+    found = {}
+    figures = importlib.import_module(f"assay.comparisons.{card.folder.name}.figures").figures(trials)
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        # A fixed salt and no date: the same trials give the same file.
+        with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        found[f"{name}.svg"] = buffer.getvalue()
+    return found
 
 
 def gallery() -> str:
@@ -317,7 +390,13 @@ def files() -> Iterator[tuple[Path, str | bytes]]:
             for picture in sorted((card.folder / "pictures").glob("*.png")):
                 yield docs / "papers" / card.id / picture.name, picture.read_bytes()
     for guide in sorted((docs / "guides").glob("*.md")):
-        yield guide, _with_means(guide.read_text(encoding="utf-8"))
+        yield guide, _with_tables(guide.read_text(encoding="utf-8"))
+    for card in load_comparisons():
+        page_path = docs / "comparisons" / f"{card.id}.md"
+        text = _filled(page_path.read_text(encoding="utf-8"), {"evidence": evidence(card)})
+        yield page_path, _with_tables(text)
+        for name, drawn in plots(card).items():
+            yield docs / "comparisons" / card.id / name, drawn
     configuration = ROOT / "mkdocs.yml"
     yield configuration, _filled(configuration.read_text(encoding="utf-8"), {"reference": navigation()})
 

@@ -2,6 +2,7 @@
 
 The card is the only link between a paper and what implements it: it names the parts and probes, which equations they
 implement, and whether there is a study. Everything that lists papers (`assay list`, the report, the docs) reads cards.
+A comparison across papers is no paper, but has a card and a study like one, in `comparisons/<folder>/`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from assay.errors import CardError, InvalidInput, UnknownName
 
-__all__ = ["SEAMS", "Card", "load_card", "load_cards", "load_verdict", "study_module"]
+__all__ = ["SEAMS", "Card", "load_card", "load_cards", "load_comparisons", "load_verdict", "study_module"]
 
 SEAMS = (
     "compress", "data", "decode", "domains", "graph", "infinite", "kernels", "losses", "models", "nn", "optim",
@@ -27,6 +28,7 @@ SEAMS = (
 )  # fmt: skip
 SUMMARY_LENGTH = 160
 _PAPERS = Path(__file__).parent / "papers"
+_COMPARISONS = Path(__file__).parent / "comparisons"
 _STRING, _STRINGS, _INTEGER = "a string", "a list of strings", "an integer"
 _REQUIRED = {
     "id": _STRING,
@@ -98,6 +100,11 @@ class Card:
     official_code: str | None
     folder: Path
 
+    @property
+    def comparison(self) -> bool:
+        """Whether it stands for a comparison across papers instead of one paper."""
+        return self.folder.parent == _COMPARISONS
+
 
 def load_cards(folder: Path = _PAPERS) -> list[Card]:
     """Return the cards of all papers, sorted by id.
@@ -115,12 +122,21 @@ def load_cards(folder: Path = _PAPERS) -> list[Card]:
     return sorted((_read(path) for path in folder.glob("*/card.toml")), key=lambda card: card.id)
 
 
-def load_card(paper: str, folder: Path = _PAPERS) -> Card:
-    """Return one paper's card.
+def load_comparisons() -> list[Card]:
+    """Return the cards of all comparisons across papers, sorted by id.
+
+    Raises:
+        CardError: If a card is malformed; the message names the file and the field.
+    """
+    return load_cards(_COMPARISONS)
+
+
+def load_card(paper: str, folder: Path | None = None) -> Card:
+    """Return the card of one paper or comparison.
 
     Args:
-        paper: The paper's id.
-        folder: The folder of the papers' folders.
+        paper: Its id.
+        folder: The folder of the papers' folders; by default those of Assay's papers and comparisons.
 
     Raises:
         UnknownName: If there is no such paper; the message lists the nearest ones.
@@ -130,7 +146,8 @@ def load_card(paper: str, folder: Path = _PAPERS) -> Card:
         >>> load_card("grokking-edge").seam
         'losses'
     """
-    paths = {path.parent.name.replace("_", "-"): path for path in folder.glob("*/card.toml")}
+    folders = (_PAPERS, _COMPARISONS) if folder is None else (folder,)
+    paths = {path.parent.name.replace("_", "-"): path for each in folders for path in each.glob("*/card.toml")}
     if paper not in paths:
         near = difflib.get_close_matches(paper.lower().replace("_", "-"), sorted(paths), n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else "`assay list` shows all papers"
@@ -149,7 +166,7 @@ def study_module(card: Card) -> ModuleType:
         raise InvalidInput(f"{card.id!r} is planned, it has no study yet")
     if not (card.folder / "study.py").is_file():
         raise CardError(f"{card.folder / 'card.toml'}: status is implemented, but there is no study.py")
-    module = importlib.import_module(f"assay.papers.{card.folder.name}.study")
+    module = importlib.import_module(f"assay.{card.folder.parent.name}.{card.folder.name}.study")
     if not callable(getattr(module, "study", None)):
         raise CardError(f"{card.folder / 'study.py'} defines no function study(scale)")
     return module

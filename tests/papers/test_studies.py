@@ -1,13 +1,13 @@
-"""Every implemented paper's study: it builds at every scale, says its sources, and runs at smoke scale."""
+"""Every study of a paper or a comparison: it builds at every scale, says its sources, and runs at smoke scale."""
 
 from __future__ import annotations
 
 import pytest
 
-from assay.cards import load_cards, study_module
+from assay.cards import load_cards, load_comparisons, study_module
 from assay.cli.run import run_paper
 
-IMPLEMENTED = [card for card in load_cards() if card.status == "implemented"]
+IMPLEMENTED = [card for card in (*load_cards(), *load_comparisons()) if card.status == "implemented"]
 
 
 @pytest.mark.parametrize("card", IMPLEMENTED, ids=lambda card: card.id)

@@ -14,16 +14,18 @@ def write_report(out: Path, fresh: list[dict[str, Any]] | None = None) -> Path:
     """Build the report from shipped evidence and fresher results, and return its index page."""
     from dataclasses import asdict
 
-    from assay.cards import load_cards
+    from assay.cards import load_cards, load_comparisons
     from assay.lab.evidence import load_evidence
     from assay.lab.report import build_report
     from assay.lab.results import strict_json
 
-    cards = load_cards()
+    cards = [*load_cards(), *load_comparisons()]
     shipped = [found for card in cards if (found := load_evidence(card.folder)) is not None]
     # Of one paper at one scale the later result is shown, so fresh runs take the place of shipped ones.
     results = shipped + [strict_json(found) for found in fresh or []]
-    plain = [{k: v for k, v in asdict(card).items() if k != "folder"} for card in cards]
+    plain = [
+        {k: v for k, v in asdict(card).items() if k != "folder"} | {"comparison": card.comparison} for card in cards
+    ]
     return build_report(plain, results, out)
 
 
@@ -47,12 +49,12 @@ def command(
 
 def _stored_results(path: Path, papers: list[str] | None) -> list[dict[str, Any]]:
     """Return the results that a store holds, one per study and scale."""
-    from assay.cards import load_cards
+    from assay.cards import load_cards, load_comparisons
     from assay.cli.run import command_line
     from assay.lab.results import result
     from assay.lab.store import Store
 
-    titles = {card.id: card.title for card in load_cards()}
+    titles = {card.id: card.title for card in (*load_cards(), *load_comparisons())}
     with Store(path, create=False) as store:
         studies = [study for study in store.studies() if study.id in (papers or titles)]
         return [

@@ -22,7 +22,7 @@ STATES = {
 SCALES = ("paper", "desk", "smoke")
 GLYPHS = 5
 # What templates ask for; a field that a card or a result lacks reads as None there.
-CARD_FIELDS = ("title", "seam", "summary", "reference", "stability", "parts", "probes", "equations")
+CARD_FIELDS = ("title", "seam", "summary", "reference", "stability", "parts", "probes", "equations", "comparison")
 RESULT_FIELDS = ("arms", "claim", "command", "limits", "scale", "seeds")
 
 Result = Mapping[str, Any]
@@ -109,6 +109,7 @@ class Gallery:
     """The index page: groups of entries, and how many papers each filter lets through."""
 
     groups: list[tuple[str, str, list[Entry]]]
+    comparisons: list[Entry]
     runs: list[Entry]
     total: int
     states: list[tuple[str, str, int]]
@@ -166,7 +167,12 @@ def entries(cards: Sequence[Mapping[str, Any]], results: Sequence[Result]) -> tu
 
 
 def gallery(papers: Sequence[Entry], runs: Sequence[Entry]) -> Gallery:
-    """Group the papers: those with a verdict, those that wait for one, those not yet built."""
+    """Group the papers: those with a verdict, those that wait for one, those not yet built.
+
+    Comparisons across papers stand apart and do not count as papers.
+    """
+    comparisons = [entry for entry in papers if entry.card.get("comparison")]
+    papers = [entry for entry in papers if not entry.card.get("comparison")]
     by_state = {key: [e for e in papers if e.state == key] for key in STATES}
     groups = [
         ("tested", "Put to the test", by_state["holds"] + by_state["fails"] + by_state["inconclusive"]),
@@ -175,6 +181,7 @@ def gallery(papers: Sequence[Entry], runs: Sequence[Entry]) -> Gallery:
     ]
     return Gallery(
         groups=[(key, title, sorted(group, key=_place)) for key, title, group in groups if group],
+        comparisons=comparisons,
         runs=list(runs),
         total=len(papers),
         states=[(key, title, len(by_state[key])) for key, title in STATES.items()],

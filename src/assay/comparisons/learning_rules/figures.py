@@ -1,0 +1,96 @@
+"""The plots of the comparison of learning rules, from its recorded trials."""
+
+from __future__ import annotations
+
+import statistics
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from assay.comparisons._drawing import INK, QUIET, Table, Trials, dots, label_ends, panels, tidy, values
+from assay.comparisons.learning_rules.study import DEPTHS, METHODS, REFERENCE, TASKS
+
+__all__ = ["figures"]
+
+
+def figures(trials: Trials) -> dict[str, Figure]:
+    """Return the plots by name.
+
+    Args:
+        trials: The final trials as `trials.json` has them.
+    """
+    return {
+        "accuracy": _accuracy(values(trials, "test_accuracy")),
+        "depth": _over_depth(values(trials, "test_accuracy"), "test accuracy"),
+        "memory": _over_depth(_relative(values(trials, "saved_bytes")), "bytes kept for one update,\nbackpropagation = 1"),
+        "cost": _cost(values(trials, "test_accuracy"), values(trials, "cpu_seconds")),
+    }
+
+
+def _accuracy(accuracy: Table) -> Figure:
+    tasks = [task for task in TASKS if task in accuracy]
+    figure, axes = panels(len(tasks), len(METHODS))
+    for panel, task in zip(axes, tasks, strict=True):
+        dots(panel, accuracy[task], list(METHODS), REFERENCE)
+        panel.set_title(task, fontsize=9)
+    figure.supxlabel("test accuracy: mean and 95 % interval", fontsize=9)
+    return figure
+
+
+def _over_depth(table: Table, label: str) -> Figure:
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    ends = {}
+    for method in METHODS:
+        points = [
+            (depth, statistics.fmean(table[f"mnist/depth-{depth}"][method]))
+            for depth in DEPTHS
+            if method in table.get(f"mnist/depth-{depth}", {})
+        ]
+        if len(points) < 2:
+            continue
+        style = "-" if method == REFERENCE else "--" if method.startswith("backprop") else "-"
+        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3.5, linewidth=1.2, color=_shade(method))
+        ends[method] = points[-1]
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(list(DEPTHS)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(depth) for depth in DEPTHS])
+    axes.set_xlabel("hidden layers (MNIST)", fontsize=9)
+    axes.set_ylabel(label, fontsize=9)
+    tidy(axes)
+    axes.grid(axis="y", color="#eceff1", linewidth=0.8)
+    label_ends(axes, ends, gap=0.045)
+    return figure
+
+
+def _relative(table: Table) -> Table:
+    """Divide by the mean of backpropagation on the same task."""
+    return {
+        task: {method: [v / statistics.fmean(row[REFERENCE]) for v in sample] for method, sample in row.items()}
+        for task, row in table.items()
+        if REFERENCE in row
+    }
+
+
+def _cost(accuracy: Table, seconds: Table) -> Figure:
+    task = f"mnist/depth-{DEPTHS[0]}"
+    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for method in METHODS:
+        if method not in accuracy.get(task, {}):
+            continue
+        x, y = statistics.fmean(seconds[task][method]), statistics.fmean(accuracy[task][method])
+        axes.plot([x], [y], "o", color=_shade(method), markersize=5)
+        axes.annotate(method, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8, color=INK)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"CPU seconds of one trial on {task}, evaluation included", fontsize=9)
+    axes.set_ylabel("test accuracy", fontsize=9)
+    tidy(axes)
+    axes.margins(x=0.15)
+    return figure
+
+
+def _shade(method: str) -> str:
+    """Colour by what the rule needs: backpropagation, one block's gradient, or none across the network."""
+    return {"backprop": INK, "control": QUIET}.get(METHODS[method], METHODS[method])

@@ -1,0 +1,203 @@
+"""The training loop of the comparison of optimizers: one loop for all of them, its budget counted in gradients.
+
+The budget is a number of samples whose gradient was computed. An optimizer that evaluates the gradient several times per
+step spends it faster. The learning rate follows the same shape for every optimizer: linear warm-up over the first
+twentieth of the budget, then a cosine down to zero.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from assay.data.batching import batches
+from assay.data.dataset import Dataset, Split
+from assay.lab import Record, Series
+from assay.lab.resources import check_deadline
+from assay.names import Spec, parse, resolve
+from assay.streams import Streams
+
+__all__ = ["MuonWithAdamW", "train"]
+
+WARM_UP = 0.05
+EVALUATION_BATCH = 512
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for the matrices between first and last layer, AdamW for all else, as Muon's authors use it.
+
+    Args:
+        params: All parameters of a network, in its order.
+        lr: Learning rate of both; Muon's updates are scaled to AdamW's size ("match_rms_adamw").
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        everything = list(params)
+        matrices = [p for p in everything[1:-2] if p.ndim == 2]
+        inner = {id(p) for p in matrices}
+        rest = [p for p in everything if id(p) not in inner]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr)]
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw"))
+        super().__init__([{"params": part.param_groups[0]["params"]} for part in self.parts], {"lr": lr})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Step both, at the learning rate of this optimizer's groups."""
+        for group, part in zip(self.param_groups, self.parts, strict=True):
+            part.param_groups[0]["lr"] = group["lr"]
+            part.step()
+
+
+@dataclass
+class _Progress:
+    """What was spent and what was reached."""
+
+    budget: float
+    spent: int = 0
+    seconds: float = 0.0
+    finite: bool = True
+    passes: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        return self.spent / self.budget
+
+
+def train(
+    streams: Streams,
+    *,
+    data: str,
+    model: str,
+    optimizer: str,
+    learning_rate: float,
+    passes: float,
+    batch_size: int,
+    transform: str | None = None,
+    surgery: str | None = None,
+    evaluations: int = 20,
+    validation_only: bool = False,
+) -> Record:
+    """Train once.
+
+    Args:
+        streams: Randomness of the split, the initial weights and the order of the mini-batches.
+        data: A classification or text set of `assay.data`.
+        model: A network of `assay.models`.
+        optimizer: One of `assay.optim`, `torch.optim`, or "package.module:Class".
+        learning_rate: Its largest learning rate.
+        passes: Budget: gradients of so many training sets.
+        batch_size: Samples per mini-batch.
+        transform: What is put on the optimizer.
+        surgery: What changes the model's layers before training, "package.module:function".
+        evaluations: How often the validation loss is measured.
+        validation_only: Leave the test split alone, as tuning must.
+
+    Returns:
+        Final losses and accuracies, and the validation loss over passes and over CPU seconds.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(streams.entropy("init"))
+        load = resolve("data", data)
+        dataset: Dataset = load(generator=streams.torch("data"))
+        network = resolve("models", model)(dataset.input_shape, dataset.outputs)
+        if surgery is not None:
+            resolve("nn", surgery)(network)
+        torch.manual_seed(streams.entropy("noise"))
+        spec = parse(optimizer)
+        stepper = resolve("optim", str(Spec(spec.name, spec.args, {**spec.kwargs, "lr": learning_rate})))(
+            network.parameters()
+        )
+        if transform is not None:
+            resolve("optim", transform)(stepper)
+        progress = _Progress(passes * len(dataset.train.inputs))
+        for x, y in _stream(dataset.train, batch_size, streams.torch("order")):
+            if progress.share >= 1 or not progress.finite:
+                break
+            _update(network, stepper, x, y, progress, learning_rate)
+            if progress.share >= len(progress.losses) / evaluations:
+                progress.losses.append(_evaluate(network, dataset.validation)[0])
+                progress.passes.append(progress.spent / len(dataset.train.inputs))
+                progress.times.append(progress.seconds)
+                check_deadline()
+        return _record(network, dataset, progress, validation_only)
+
+
+def _stream(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from batches(split, batch_size, generator)
+
+
+def _rate(share: float) -> float:
+    if share < WARM_UP:
+        return share / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (share - WARM_UP) / (1 - WARM_UP))))
+
+
+def _update(
+    network: nn.Module, stepper: Any, x: Tensor, y: Tensor, progress: _Progress, learning_rate: float
+) -> None:
+    start = time.process_time()
+    # The rate of the step's end: the first step must move.
+    rate = learning_rate * _rate(progress.share + len(x) / progress.budget / 2)
+    for group in stepper.param_groups:
+        group["lr"] = rate
+    network.train()
+
+    def closure() -> Tensor:
+        stepper.zero_grad(set_to_none=True)
+        loss = _loss(network(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        progress.spent += len(x)
+        progress.finite = progress.finite and bool(torch.isfinite(loss))
+        return loss
+
+    if getattr(stepper, "needs_closure", False):
+        stepper.step(closure)
+    else:
+        closure()
+        stepper.step()
+    progress.seconds += time.process_time() - start
+
+
+def _loss(scores: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(scores.flatten(0, -2), targets.flatten())
+
+
+@torch.no_grad()
+def _evaluate(network: nn.Module, split: Split) -> tuple[float, float]:
+    """Return mean loss and accuracy."""
+    network.eval()
+    losses, hits, count = 0.0, 0, 0
+    for x, y in batches(split, EVALUATION_BATCH):
+        scores = network(x)
+        losses += float(_loss(scores, y)) * y.numel()
+        hits += int((scores.argmax(-1) == y).sum())
+        count += y.numel()
+    return losses / count, hits / count
+
+
+def _record(network: nn.Module, dataset: Dataset, progress: _Progress, validation_only: bool) -> Record:
+    loss, accuracy = _evaluate(network, dataset.validation)
+    metrics = {"validation_loss": loss, "validation_accuracy": accuracy, "validation_score": -loss}
+    if not validation_only:
+        metrics["test_loss"], metrics["test_accuracy"] = _evaluate(network, dataset.test)
+    diverged = not progress.finite or not math.isfinite(loss)
+    steps = tuple(progress.passes)
+    return Record(
+        metrics=metrics,
+        series={
+            "validation_loss": Series(steps, tuple(progress.losses), unit="pass"),
+            "training_seconds": Series(steps, tuple(progress.times), unit="pass"),
+        },
+        resources={"training_seconds": progress.seconds, "samples": float(progress.spent)},
+        status="diverged" if diverged else "done",
+    )
