@@ -248,6 +248,6 @@ LIMITS = (
     "and the bulk below a thousandth of it; the paper counts by eye, and the thresholds move with the largest eigenvalue, "
     "which training makes differ between arms. That outliers are as many as classes is not an expectation: the paper says "
     "so of the order of magnitude only, and the count before the widest gap (gap) is logged for whoever wants to compare. "
-    "The thresholds were fixed after measurements on a similar setting (pixels not standardised, which gives about three "
-    "times as many outliers); one trial per arm of this setting, with another seed, was seen before the study ran."
+    "The thresholds were fixed after measurements on a similar setting (pixels not standardised); "
+    "one trial per arm of this setting, with another seed, was seen before the study ran."
 )
