@@ -2,7 +2,8 @@
 
 Whole files: the seams' type stubs, `docs/gallery.md`, `docs/papers/index.md`, `docs/expected-failures.md`,
 `docs/reference/`, copies of a paper's pictures beside its page and the plots of comparisons. Between markers in
-hand-written files: counts, verdicts, evidence and, in guides and comparisons, tables of what a study's arms reached.
+hand-written files: counts, verdicts, evidence and, in guides and comparisons, tables of what a study's arms reached and
+of which learning rule trains which network.
 `--check` writes nothing and fails where something is out of date, so that no page says what no run has said.
 """
 
@@ -259,6 +260,16 @@ def _with_tables(text: str) -> str:
     return PIVOT.sub(pivoted, MEANS.sub(filled, text))
 
 
+def scores(card: Card) -> str:
+    """Return the table of a comparison's performance profiles, for pages that ask for it."""
+    trials = _final_trials(card.id)
+    drawn = importlib.import_module(f"assay.comparisons.{card.folder.name}.figures")
+    if not trials or not hasattr(drawn, "scores"):
+        return _missing(card.id)
+    rows = [(_cell(name), f"{score:.2f}", f"{reached:.0%}") for name, score, reached in drawn.scores(trials)]
+    return _table(("method", "score", "targets reached"), rows)
+
+
 def plots(card: Card) -> dict[str, bytes]:
     """Return a comparison's plots as SVG by file name, drawn from its recorded trials."""
     trials = _final_trials(card.id)
@@ -363,6 +374,15 @@ def navigation() -> str:
     )
 
 
+def _with_architectures(text: str) -> str:
+    """Fill the block that says which learning rule trains which network."""
+    if "architectures:begin" not in text:
+        return text
+    from assay.testing._architectures import table
+
+    return _filled(text, {"architectures": table()})
+
+
 def _filled(text: str, blocks: Mapping[str, str]) -> str:
     """Replace what lies between the markers `name:begin` and `name:end`, in HTML or in # comments."""
     for name, block in blocks.items():
@@ -390,11 +410,11 @@ def files() -> Iterator[tuple[Path, str | bytes]]:
             for picture in sorted((card.folder / "pictures").glob("*.png")):
                 yield docs / "papers" / card.id / picture.name, picture.read_bytes()
     for guide in sorted((docs / "guides").glob("*.md")):
-        yield guide, _with_tables(guide.read_text(encoding="utf-8"))
+        yield guide, _with_tables(_with_architectures(guide.read_text(encoding="utf-8")))
     for card in load_comparisons():
         page_path = docs / "comparisons" / f"{card.id}.md"
-        text = _filled(page_path.read_text(encoding="utf-8"), {"evidence": evidence(card)})
-        yield page_path, _with_tables(text)
+        blocks = {"evidence": evidence(card), "scores": scores(card)}
+        yield page_path, _with_tables(_filled(page_path.read_text(encoding="utf-8"), blocks))
         for name, drawn in plots(card).items():
             yield docs / "comparisons" / card.id / name, drawn
     configuration = ROOT / "mkdocs.yml"

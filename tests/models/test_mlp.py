@@ -28,6 +28,30 @@ def test_forward_is_the_formula() -> None:
     torch.testing.assert_close(model(x), h @ p["head.weight"].T + p["head.bias"])
 
 
+@pytest.mark.parametrize(("name", "function"), [("tanh", torch.tanh), ("elu", F.elu), ("relu", F.relu)])
+def test_activations(name, function) -> None:
+    """A block would have another activation than its name says; an unknown one would be ignored."""
+    model, x = MLP((6,), 4, width=5, depth=1, activation=name, generator=_generator()), torch.randn(7, 6)
+    torch.testing.assert_close(model(x), model.head(function(model.block1[0](x))))
+    with pytest.raises(InvalidInput, match="relu, tanh, elu"):
+        MLP((6,), 4, activation="swish")
+
+
+def test_he_initialisation_keeps_the_size_of_signals() -> None:
+    """A deep network would start with outputs that vanish, as with torch's default."""
+    x = torch.randn(64, 256, generator=_generator(1))
+    sizes = {}
+    for he in (True, False):
+        model = MLP((256,), 10, width=256, depth=10, he=he, generator=_generator())
+        hidden = model[:-1](x)
+        sizes[he] = float(hidden.detach().square().mean() / x.square().mean())
+    # He et al., eq. (10): E[x^2] stays; torch's variance 1 / (3 fan-in) takes a factor 1 / 6 per block.
+    assert 0.5 < sizes[True] < 2 and sizes[False] < 1e-3
+    assert not model.block1[0].weight.equal(
+        MLP((256,), 10, width=256, he=True, generator=_generator()).block1[0].weight
+    )
+
+
 def test_initialisation_is_torchs_own() -> None:
     """A layer drawn from the global generator would differ from nn.Linear's default."""
     torch.manual_seed(3)

@@ -18,14 +18,13 @@ Cost: a few passes over the parameters per step, no state, no host synchronisati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
+from assay.optim._gradient_transform import GradientTransform
 
 __all__ = ["PerpGrad", "perpendicular"]
 
@@ -80,7 +79,7 @@ def _as(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(like.shape).to(like.dtype)
 
 
-class PerpGrad:
+class PerpGrad(GradientTransform):
     """Projects an optimizer's gradients before each of its steps.
 
     The optimizer stays the one to call, to schedule and to save: its groups, state and state dict are untouched.
@@ -116,18 +115,15 @@ class PerpGrad:
             raise InvalidInput(f"granularity must be one of {', '.join(GRANULARITIES)}; got {granularity!r}")
         if not 0 < eps < math.inf:
             raise InvalidInput(f"eps must be a finite number above 0; got {eps}")
-        self.optimizer = optimizer
+        super().__init__(optimizer)
         self.granularity = granularity
         self.rescale = rescale
         self.eps = eps
-        self._handle: Any = optimizer.register_step_pre_hook(self._before_step)
 
     @torch.no_grad()
     def project(self) -> None:
         """Project the gradients that the optimizer's parameters hold now, in place; `step` does this by itself."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        for parameter in parameters:
-            _refuse_sparse(parameter)
+        parameters = self._holders()
         if self.granularity == "global":
             self._replace(parameters)
             return
@@ -135,11 +131,9 @@ class PerpGrad:
             if parameter.numel() > 1:
                 self._replace([parameter])
 
-    def remove(self) -> None:
-        """Detach from the optimizer, which then steps as before; a second call does nothing."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+    def change(self) -> None:
+        """Project; what the optimizer's step calls."""
+        self.project()
 
     def _replace(self, parameters: Iterable[Tensor]) -> None:
         holders = [p for p in parameters if p.numel() > 0]
@@ -149,47 +143,3 @@ class PerpGrad:
         weights, working = [_working(p) for p in holders], [_working(g) for g in gradients]
         for old, new in zip(gradients, _project(weights, working, self.rescale, self.eps), strict=True):
             old.copy_(_as(new, old))
-
-    def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        # args[0] is the optimizer itself; a closure computes the gradients inside the step, so it is wrapped
-        if len(args) > 1 and args[1] is not None:
-            return (args[0], self._after(args[1]), *args[2:]), kwargs
-        if kwargs.get("closure") is not None:
-            return args, {**kwargs, "closure": self._after(kwargs["closure"])}
-        self.project()
-        return None
-
-    def _after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        def evaluate() -> Any:
-            loss = closure()
-            self.project()
-            return loss
-
-        return evaluate
-
-    def __enter__(self) -> PerpGrad:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": self._handle is not None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # torch's optimizers drop their hooks when they are copied or pickled, so the copy needs a new one.
-        self.__dict__.update(state, _handle=None)
-        if state["_handle"]:
-            self._handle = self.optimizer.register_step_pre_hook(self._before_step)
-
-
-def _refuse_sparse(parameter: Tensor) -> None:
-    if parameter.grad is not None and parameter.grad.layout is not torch.strided:
-        raise InvalidInput(
-            f"PerpGrad needs dense gradients; the parameter of shape {tuple(parameter.shape)} has one of layout "
-            f"{parameter.grad.layout} (for example from nn.Embedding(sparse=True))"
-        )

@@ -7,8 +7,8 @@ import statistics
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from assay.comparisons._drawing import INK, QUIET, Table, Trials, dots, label_ends, panels, tidy, values
-from assay.comparisons.learning_rules.study import DEPTHS, METHODS, REFERENCE, TASKS
+from assay.comparisons._drawing import ACCENT, INK, QUIET, Table, Trials, dots, label_ends, panels, tidy, values
+from assay.comparisons.learning_rules.study import DEPTHS, METHODS, REFERENCE
 
 __all__ = ["figures"]
 
@@ -22,16 +22,17 @@ def figures(trials: Trials) -> dict[str, Figure]:
     return {
         "accuracy": _accuracy(values(trials, "test_accuracy")),
         "depth": _over_depth(values(trials, "test_accuracy"), "test accuracy"),
-        "memory": _over_depth(_relative(values(trials, "saved_bytes")), "bytes kept for one update,\nbackpropagation = 1"),
+        "memory": _over_depth(
+            _relative(values(trials, "saved_bytes")), "bytes kept for one update,\nbackpropagation = 1"
+        ),
         "cost": _cost(values(trials, "test_accuracy"), values(trials, "cpu_seconds")),
     }
 
 
 def _accuracy(accuracy: Table) -> Figure:
-    tasks = [task for task in TASKS if task in accuracy]
-    figure, axes = panels(len(tasks), len(METHODS))
-    for panel, task in zip(axes, tasks, strict=True):
-        dots(panel, accuracy[task], list(METHODS), REFERENCE)
+    figure, axes = panels(len(accuracy), len(METHODS))
+    for panel, (task, row) in zip(axes, accuracy.items(), strict=True):
+        dots(panel, row, list(METHODS), REFERENCE)
         panel.set_title(task, fontsize=9)
     figure.supxlabel("test accuracy: mean and 95 % interval", fontsize=9)
     return figure
@@ -49,8 +50,7 @@ def _over_depth(table: Table, label: str) -> Figure:
         ]
         if len(points) < 2:
             continue
-        style = "-" if method == REFERENCE else "--" if method.startswith("backprop") else "-"
-        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3.5, linewidth=1.2, color=_shade(method))
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=_shade(method))
         ends[method] = points[-1]
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(list(DEPTHS)))
@@ -92,5 +92,4 @@ def _cost(accuracy: Table, seconds: Table) -> Figure:
 
 
 def _shade(method: str) -> str:
-    """Colour by what the rule needs: backpropagation, one block's gradient, or none across the network."""
-    return {"backprop": INK, "control": QUIET}.get(METHODS[method], METHODS[method])
+    return {"backprop": ACCENT, "control": QUIET, "local": INK}[METHODS[method].kind]

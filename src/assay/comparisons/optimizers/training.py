@@ -142,9 +142,7 @@ def _rate(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (share - WARM_UP) / (1 - WARM_UP))))
 
 
-def _update(
-    network: nn.Module, stepper: Any, x: Tensor, y: Tensor, progress: _Progress, learning_rate: float
-) -> None:
+def _update(network: nn.Module, stepper: Any, x: Tensor, y: Tensor, progress: _Progress, learning_rate: float) -> None:
     start = time.process_time()
     # The rate of the step's end: the first step must move.
     rate = learning_rate * _rate(progress.share + len(x) / progress.budget / 2)
@@ -155,7 +153,7 @@ def _update(
     def closure() -> Tensor:
         stepper.zero_grad(set_to_none=True)
         loss = _loss(network(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         progress.spent += len(x)
         progress.finite = progress.finite and bool(torch.isfinite(loss))
         return loss
