@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from assay.testing._rule_settings import SETTINGS
+
 SMALL = ("--epochs", "1", "--seeds", "2", "--jobs", "1", "--json")
 RULES = ("backprop", "mono-forward", "cascaded-forward", "forward-forward")
 LOSSES = ("cross-entropy", "cross-entropy(label_smoothing=0.1)", "focal", "stable-max-cross-entropy", "rescaled-mse")
@@ -54,6 +56,39 @@ def test_every_probe_works_under_every_rule_and_loss(assay, rule):
     for arm in arms:
         assert {"nc1", "nc2_equinorm", "nc4", "softmax_collapse", "test_accuracy"} <= set(arm["metrics"])
         assert arm["metrics"]["nc1"]["mean"] is not None
+
+
+@pytest.mark.parametrize("rule", SETTINGS)
+def test_every_rule_trains_with_probes(assay, rule):
+    """A rule with phases, of whole data or with a model of its own would need more than its name."""
+    tiny = ("--data", "digits(train=64, validation=32, test=32)", "--batch-size", "32", "--epochs", "4")
+    probes = ("--probe", "neural-collapse", "--probe", "knn-accuracy", "--probe", "weight-movement")
+    called = assay("train", "--model", SETTINGS[rule], "--rule", rule, *tiny, *probes, *SMALL[2:])
+    assert called.code == 0, called.err
+    (arm,) = json.loads(called.out)["arms"]
+    assert arm["status"] == ["done", "done"]
+    assert {"nc1", "nc4", "knn_accuracy", "weight_movement", "test_accuracy"} <= set(arm["metrics"])
+    assert all(arm["metrics"][name]["n"] == 2 for name in ("knn_accuracy", "weight_movement", "test_accuracy"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rule", "forward-forward", "--model", "cnn(channels=(4,))"), "needs blocks of Linear - ReLU"),
+        (("--rule", "mono-forward", "--model", "mlp(depth=0)"), "no blocks to train"),
+        (("--rule", "forward-forward", "--data", "wine", "--model", "mlp(depth=0)"), "no blocks to train"),
+        (("--rule", "mono-forward", "--data", "diabetes"), "needs class labels"),
+        (("--rule", "mono-forward", "--loss", "mse-loss(reduction='none')"), "the loss MSELoss"),
+        (("--rule", "backprop", "--model", "physical-network(width=8)"), "no gradient crosses a physical system"),
+        (("--rule", "mono-forward(schedule='sequential')", "--model", "mlp(depth=9)"), "9 phases"),
+    ],
+)
+def test_what_a_rule_cannot_train_is_said_before_any_training(assay, tmp_path, arguments, message):
+    """The other arms would be trained first, for nothing, or the reason would hide in a traceback."""
+    called = assay("train", "--rule", "backprop", *arguments, *SMALL)
+    assert called.code == 2 and message in called.err, called.err
+    assert len(called.err.strip().splitlines()) == 1
+    assert not (tmp_path / "store.sqlite").exists()
 
 
 def test_a_rule_with_its_own_loss_refuses_another(assay):

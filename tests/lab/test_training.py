@@ -12,7 +12,9 @@ from assay.data.batching import batches
 from assay.data.tabular import digits
 from assay.errors import InvalidInput
 from assay.lab.experiment import Experiment
+from assay.lab.training import check
 from assay.models.mlp import MLP
+from assay.rules.backprop import Backprop
 from assay.streams import Streams
 
 BASE = Experiment(data="digits", model="mlp(width=16, depth=1)", optimizer="sgd(lr=0.1, momentum=0.9)", epochs=2)
@@ -142,6 +144,15 @@ def test_a_users_own_model_needs_no_arguments():
         ({"rule": "mono-forward", "data": "diabetes"}, "class labels"),
         ({"loss": "fokal"}, "focal"),
         ({"transforms": ("sam(rho=0.1)",)}, "an optimizer of its own, not a transform"),
+        ({"loss": "cross-entropy(reduction='none')"}, "must give one number"),
+        ({"loss": "triplet-margin-loss"}, "TripletMarginLoss can't be used"),
+        ({"loss": "mse-loss"}, "MSELoss can't be used"),
+        ({"rule": "mono-forward", "model": "mlp(depth=0)"}, "no blocks to train"),
+        ({"rule": "forward-forward", "model": "cnn(channels=(4,))"}, "Linear - ReLU"),
+        (
+            {"rule": "mono-forward(schedule='sequential')", "model": "mlp(depth=9)", "epochs": 1},
+            "trains in 9 phases.*at least 1.15",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_one_clear_error(change, message):
@@ -163,3 +174,60 @@ def test_a_rehearsal_changes_no_record():
 def test_a_rehearsal_leaves_errors_to_the_trial():
     """An arm that cannot run must be named by its trial, not by the preparation."""
     BASE.but(model=Narrow).prepare()
+
+
+class Whole(Backprop):
+    """Backpropagation that asks for all samples at once, in two phases."""
+
+    streaming = False
+
+    def __init__(self, model: nn.Module, loss=nn.functional.cross_entropy) -> None:
+        super().__init__(model, loss)
+        self.phase_names = ("first", "second")
+
+
+def test_a_rule_that_is_not_streaming_gets_all_samples_at_once():
+    """The engine would cut the data of a rule that needs all of it."""
+    base = BASE.but(epochs=4, optimizer="sgd(lr=0.1)")
+    whole = base.but(rule=Whole)(STREAMS)
+    assert whole.resources["samples"] == 4000
+    assert whole.metrics == base.but(batch_size=None)(STREAMS).metrics != base(STREAMS).metrics
+    with pytest.raises(InvalidInput, match=r"learns from all samples at once.*at least 2"):
+        BASE.but(epochs=1, rule=Whole)(STREAMS)
+
+
+class Untrainable(Wide):
+    """A model through which no gradient goes, which shows in the backward pass only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.layers(x)
+        if scores.requires_grad:
+            scores.register_hook(self._refuse)
+        return scores
+
+    def _refuse(self, gradient: torch.Tensor) -> None:
+        raise RuntimeError("no gradient here")
+
+
+def test_check_says_before_training_what_a_trial_would(monkeypatch):
+    """`assay train` would train the first arms before it says that the last one can't be."""
+    check(BASE)
+    with pytest.raises(InvalidInput, match="Linear - ReLU"):
+        check(BASE.but(rule="forward-forward", model="cnn(channels=(4,))"))
+    with pytest.raises(InvalidInput, match="2 phases"):
+        check(BASE.but(rule=Whole, epochs=1))
+    with pytest.raises(InvalidInput, match=r"can't train .*Untrainable.*no gradient here"):
+        check(BASE.but(model=Untrainable))
+    random = torch.get_rng_state()
+    monkeypatch.setattr(Backprop, "step", lambda *_: pytest.fail("it trained"))
+    check(BASE)
+    assert torch.equal(random, torch.get_rng_state())
+
+
+def test_transforms_draw_from_the_trials_own_stream():
+    """Every seed would train with the same noise, and intervals would not cover it; or a rerun would differ."""
+    noisy = BASE.but(transforms=("gradient-noise(eta=0.01)",), epochs=1, optimizer="sgd(lr=0.5)")
+    first, again, other = (noisy(Streams("test", seed)).metrics for seed in (3, 3, 4))
+    plain = noisy.but(transforms=("gradient-noise(eta=0.0)",))(STREAMS).metrics
+    assert first == again and first["train_loss"] != plain["train_loss"]
+    assert first["train_loss"] - plain["train_loss"] != other["train_loss"] - plain["train_loss"]

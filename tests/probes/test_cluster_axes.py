@@ -71,13 +71,20 @@ def test_the_probe_reads_the_layer_beneath_the_head() -> None:
         assert found == cluster_alignment(model[2].weight, model[4].weight, torch.eye(2, 4))
 
 
+def test_a_network_without_such_a_layer_has_no_alignment() -> None:
+    """A network on which the measure is not defined would end a run that watches other things too."""
+    watch = Watch(nn.Linear(4, 2), [ClusterAlignment(torch.eye(2, 4))], DATA)
+    assert all(math.isnan(value) for value in watch.measure(0).values())
+    assert "no nn.Linear gives the neurons" in watch.skipped["aligned_share"]
+
+
 def test_a_missing_layer_and_axes_of_another_space_are_refused() -> None:
     """A wrong name would fall back to some layer silently."""
     for name in ("hidden", "2"):
         with pytest.raises(InvalidInput, match=f"hidden layer '{name}' with 6 outputs.*it has 0"):
             Watch(_net(), [ClusterAlignment(torch.eye(2, 4), layer=name)], DATA).measure(0)
     with pytest.raises(InvalidInput, match="none besides the head"):
-        Watch(nn.Linear(4, 2), [ClusterAlignment(torch.eye(2, 4))], DATA).measure(0)
+        Watch(nn.Linear(4, 2), [ClusterAlignment(torch.eye(2, 4), layer="0")], DATA).measure(0)
     for axes in (torch.eye(2, 5), torch.eye(3, 4), torch.zeros(2, 4)):
         with pytest.raises(InvalidInput, match=r"do not fit|length 0"):
             Watch(_net(), [ClusterAlignment(axes)], DATA).measure(0)

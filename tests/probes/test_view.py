@@ -94,6 +94,38 @@ def test_a_rule_is_asked():
     assert torch.equal(scores, x[:, :3]) and torch.equal(features, x) and head is None
 
 
+class Sweep(nn.Module):
+    """Predicts by running the second layer for every class, gives features of one run, and leaves the third alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+
+    def predict(self, x):
+        """Return scores of three runs at once."""
+        return self.model[3](self.model[1](torch.stack([self.model[0](x)] * 3)).sum(-1).T)
+
+    def features(self, x):
+        """Run the second layer twice."""
+        return {"1": self.model[1](self.model[1](self.model[0](x)))}
+
+    def head(self):
+        """Return none."""
+        return None
+
+
+def test_layers_under_a_rule_are_those_of_its_features():
+    """A layer would be read while it runs for every class at once, or its absence end the run."""
+    rule, x = Sweep(), torch.randn(6, 4)
+    view = View(rule.model, rule=rule)
+    seen, outputs = view.observe_layers(x, ["0", "1", "2", "3"])
+    assert list(outputs) == ["0", "1", "3"]
+    assert torch.equal(outputs["1"], rule.features(x)["1"]) and torch.equal(seen.features, outputs["1"])
+    assert torch.equal(outputs["3"], seen.scores)
+    assert view.activations(x, ["2"]) == {}
+    assert not any(layer._forward_hooks for layer in rule.model)
+
+
 def test_functional_differentiates_without_touching_the_model():
     """The gradient is wrong, or lands in the model's own .grad."""
     model, x = Net(), torch.randn(2, 4)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from assay.errors import InvalidInput
@@ -88,3 +90,93 @@ def test_refuses_too_few_epochs_and_spent_iterators() -> None:
         fit(MonoForward(_model(), 3, schedule="sequential"), _data(), 2)
     with pytest.raises(InvalidInput, match="no mini-batches"):
         fit(Backprop(_model()), iter(_data()), 2)
+
+
+class _Once:
+    """A loader that breaks down in the middle of one pass; its random numbers are those of the loader it wraps."""
+
+    def __init__(self, loader: DataLoader, broken_pass: int) -> None:
+        self.loader, self.left, self.generator = loader, broken_pass, loader.generator
+
+    def __iter__(self) -> object:
+        for index, batch in enumerate(self.loader):
+            if index == 1 and self.left == 0:
+                raise KeyboardInterrupt
+            yield batch
+        self.left -= 1
+
+
+def _noisy_run() -> tuple[MonoForward, DataLoader]:
+    """Return a rule whose model draws from the global generator and a loader that shuffles by its own."""
+    net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    x, y = (torch.cat(part) for part in zip(*_data(), strict=True))
+    loader = DataLoader(TensorDataset(x, y), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+    return MonoForward(net, 3, schedule="sequential"), loader
+
+
+@pytest.mark.parametrize("broken_pass", range(5))
+def test_a_broken_run_goes_on_bit_for_bit(broken_pass: int, tmp_path: Path) -> None:
+    """Order, dropout, momentum or phase of a resumed run would be others than without the interruption."""
+    optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    runs = []
+    for broken in (False, True):
+        torch.manual_seed(0)
+        rule, loader = _noisy_run()
+        arguments = {"epochs": 5, "optimizer": optimizer, "val": _data, "checkpoint": tmp_path / f"{broken}.pt"}
+        if broken:
+            with pytest.raises(KeyboardInterrupt):
+                fit(rule, _Once(loader, broken_pass), **arguments)
+            torch.manual_seed(0 if broken_pass == 0 else 99)
+            rule, loader = _noisy_run()
+        runs.append((fit(rule, loader, **arguments), rule.state_dict()))
+    (history, state), (resumed, its_state) = runs
+    assert history == resumed and len(history) == 5
+    assert all(torch.equal(state[name], its_state[name]) for name in state)
+
+
+def test_a_finished_run_is_loaded_and_one_phase_can_go_on(tmp_path: Path) -> None:
+    """A second call would train again, or a longer budget would start from nothing."""
+    path, straight = tmp_path / "run.pt", Backprop(_model())
+    expected = fit(straight, _data(), 3, SGD)
+    fit(Backprop(_model()), _data(), 2, SGD, checkpoint=path)
+    written = path.stat().st_mtime_ns
+    rule = Backprop(_model())
+    assert fit(rule, _data(), 2, SGD, checkpoint=path) == expected[:2] and path.stat().st_mtime_ns == written
+    assert fit(rule, _data(), 3, SGD, checkpoint=path) == expected
+    assert all(torch.equal(a, b) for a, b in zip(rule.parameters(), straight.parameters(), strict=True))
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_refuses_a_checkpoint_of_another_run(tmp_path: Path) -> None:
+    """Another rule, budget, model or file would be half loaded, or end in a traceback."""
+    path = tmp_path / "run.pt"
+    fit(MonoForward(_model(), 3, schedule="sequential"), _data(), 3, SGD, checkpoint=path)
+    with pytest.raises(InvalidInput, match=r"of MonoForward with phases block1, block2, block3.*this is Backprop"):
+        fit(Backprop(_model()), _data(), 3, SGD, checkpoint=path)
+    with pytest.raises(InvalidInput, match=r"3 epochs.*and 6"):
+        fit(MonoForward(_model(), 3, schedule="sequential"), _data(), 6, SGD, checkpoint=path)
+    with pytest.raises(InvalidInput, match="does not fit this rule"):
+        fit(MonoForward(MLP((6,), 3, width=7, depth=3), 3, schedule="sequential"), _data(), 3, SGD, checkpoint=path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(InvalidInput, match="no checkpoint"):
+        fit(Backprop(_model()), _data(), 3, SGD, checkpoint=path)
+
+
+def test_a_rule_that_is_not_streaming_gets_all_samples_at_once() -> None:
+    """A rule that needs the whole data would be given mini-batches."""
+    seen: list[tuple[int, int]] = []
+
+    class Whole(Backprop):
+        streaming = False
+
+        def backward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            seen.append((len(x), len(y)))
+            return super().backward(x, y)
+
+    fit(Whole(_model()), _data(), 2, SGD)
+    assert seen == [(24, 24)] * 2
+    with pytest.raises(InvalidInput, match="no mini-batches"):
+        fit(Whole(_model()), [], 1)

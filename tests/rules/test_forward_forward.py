@@ -221,3 +221,28 @@ def test_refuses_what_it_cannot_train(model: nn.Module, options: dict, message: 
     """A model on which the algorithm is not defined would be trained to nonsense."""
     with pytest.raises(InvalidInput, match=message):
         ForwardForward(model, **({"num_classes": 3} | options))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.ones(2, 9), torch.tensor([0, 3]), "from 0 to num_classes - 1 = 2.*got 0 to 3"),
+        (torch.ones(2, 9), torch.tensor([-1, 1]), "got -1 to 1"),
+        (torch.ones(2, 9), torch.eye(2, 3), r"integer targets \(2,\), got \(2, 3\) of torch.float32"),
+        (torch.ones(2, 9), torch.tensor([0.0, 1.0]), "integer targets"),
+        (torch.ones(2, 8), torch.tensor([0, 1]), "expected inputs of 9 entries, got 8"),
+    ],
+)
+def test_labels_that_cannot_be_embedded_are_refused_before_anything_moves(x: Tensor, y: Tensor, message: str) -> None:
+    """A label out of range would be written over the image, or end in a traceback of torch's one-hot."""
+    ff = ForwardForward(MLP((9,), 3), 3)
+    before = {name: value.clone() for name, value in ff.state_dict().items()}
+    with pytest.raises(InvalidInput, match=message):
+        ff.step(x, y, torch.optim.SGD(ff.parameters(), lr=0.1))
+    assert all(torch.equal(before[name], value) for name, value in ff.state_dict().items())
+
+
+def test_a_network_without_a_hidden_layer_is_refused() -> None:
+    """Nothing would be trained, and prediction would be of no layer."""
+    with pytest.raises(InvalidInput, match="no blocks to train"):
+        ForwardForward(MLP((9,), 3, depth=0), 3)

@@ -79,6 +79,12 @@ class ForgetsState(Backprop):
         return super().backward(x * self.count, y)
 
 
+class SharesMemory(Backprop):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.register_buffer("alias", next(model.parameters()).detach()[:2])
+
+
 class Climbs(Backprop):
     def backward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         loss = -F.cross_entropy(self.model(x), y)
@@ -117,6 +123,8 @@ def _raises(check: Callable[..., None], factory: Callable[[], RuleCase]) -> bool
         (DrawsGlobally, "global-generator-is-untouched"),
         (DrawsGlobally, "same-seed-same-step"),
         (ForgetsState, "state-resumes-bit-equal"),
+        (ForgetsState, "fit-resumes-bit-equal"),
+        (SharesMemory, "state-resumes-bit-equal"),
         (Climbs, "learns-two-blobs"),
         (Climbs, "limit-equals-backprop"),
         (UnrelatedHead, "head-reads-last-features"),

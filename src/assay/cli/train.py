@@ -97,6 +97,7 @@ def command(
         "batch_size": batch_size or None,
     }
     study = training_study(axes, **fixed, probe_every=probe_every)
+    _check_arms(study)
     if max_overhead is not None:
         intervals = _within(study, max_overhead, probe_every)
         study = training_study(axes, **fixed, probe_every=intervals)
@@ -148,6 +149,17 @@ def _check_names(axes: dict[str, list[str]], transforms: list[str], probes: list
     }.items():
         for value in values:
             resolve(seam, value)
+
+
+def _check_arms(study: Any) -> None:
+    """Build every arm before any is trained: what a rule can't train is said at once, in one line."""
+    from assay.lab.training import check
+
+    for name, arm in study.arms.items():
+        try:
+            check(arm)
+        except InvalidInput as error:
+            raise InvalidInput(str(error) if len(study.arms) == 1 else f"{name}: {error}") from error
 
 
 def _command_line(axes: dict[str, list[str]], transform: list[str] | None, probe: list[str] | None, seeds: int) -> str:

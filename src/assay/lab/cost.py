@@ -1,8 +1,9 @@
 """What one update costs, counted and not timed: floating-point operations and the bytes kept for backward passes.
 
 Operations are those that `torch.utils.flop_counter` knows (matrix products and convolutions). Bytes are those of
-distinct storages that autograd holds at a time, parameters left out, at their peak: a rule that frees each block's
-graph before the next block runs is seen to do so. Cost: one update runs several times slower; counted once per trial.
+distinct storages that autograd, or a rule's hand-written backward pass, holds at a time, parameters left out, at their
+peak: a rule that frees each block's graph before the next block runs is seen to do so. Cost: one update runs several
+times slower; counted once per trial.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from assay.rules._held import listening
 
 __all__ = ["counted"]
 
@@ -77,7 +80,7 @@ def counted(cost: dict[str, float], module: nn.Module) -> Iterator[None]:
     ledger = _Ledger({p.untyped_storage().data_ptr() for p in module.parameters()})
     counter = FlopCounterMode(display=False)
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: _Saved(t, ledger), lambda saved: saved.tensor)
-    with counter, hooks:
+    with counter, hooks, listening(lambda t: _Saved(t, ledger)):
         yield
     cost["flops_per_update"] = float(counter.get_total_flops())
     cost["saved_bytes"] = float(ledger.peak)

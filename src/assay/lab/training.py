@@ -7,20 +7,28 @@ these are the same for all arms. Test data is looked at only by `_Evaluation`, a
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from assay.data.batching import batches
 from assay.errors import AssayError, InvalidInput
+from assay.lab._parts import (
+    Setup,
+    batch_size_of,
+    build,
+    building,
+    check_budget,
+    check_update,
+    transformed,
+    whole_epochs,
+)
 from assay.lab.cost import counted
 from assay.lab.record import Record, Series
 from assay.lab.resources import check_deadline
@@ -28,11 +36,11 @@ from assay.names import resolve
 from assay.streams import Streams
 
 if TYPE_CHECKING:
-    from assay.data.dataset import Dataset, Split
+    from assay.data.dataset import Split
     from assay.lab.experiment import Experiment
-    from assay.rules.rule import Phase, Rule
+    from assay.rules.rule import Phase
 
-__all__ = ["rehearse", "timed", "train"]
+__all__ = ["check", "rehearse", "timed", "train"]
 
 EVALUATION_BATCH = 2048
 TIMED_BATCHES = 20
@@ -50,18 +58,30 @@ def rehearse(experiment: Experiment) -> None:
     _rehearsed.add(parts)
     # What is wrong with an arm is said by its trial.
     with suppress(AssayError):
-        train(replace(experiment.but(samples=1), tune={}), Streams("rehearsal", 0))
+        _trial(replace(experiment.but(samples=1), tune={}), Streams("rehearsal", 0))
+
+
+def check(experiment: Experiment) -> None:
+    """Build an experiment's parts and try them on each other, without changing a weight.
+
+    Raises:
+        InvalidInput: If the parts or the budget do not fit together: what a trial would raise, but before the first.
+    """
+    with torch.random.fork_rng(devices=[]):
+        setup = build(experiment, Streams("rehearsal", 0))
+        check_budget(experiment, setup)
+        check_update(experiment, setup)
 
 
 def timed(experiment: Experiment) -> tuple[float, dict[str, float]]:
     """Return the seconds that an epoch of training takes, and those of a measurement by probe, both warmed up."""
     rehearse(experiment)
     with torch.random.fork_rng(devices=[]):
-        watch = _build(experiment, Streams("rehearsal", 0)).watch
+        watch = build(experiment, Streams("rehearsal", 0)).watch
         for repetition in range(2 if watch else 0):
             watch.measure(repetition)
     short = replace(experiment.but(samples=TIMED_BATCHES * (experiment.batch_size or 1)), probes=(), tune={})
-    resources = train(short, Streams("rehearsal", 0)).resources
+    resources = _trial(short, Streams("rehearsal", 0)).resources
     costs = {row["probe"]: row["last"] for row in watch.costs()} if watch else {}
     return resources["training_seconds"] / resources["epochs"], costs
 
@@ -79,13 +99,21 @@ def train(experiment: Experiment, streams: Streams, *, validation_only: bool = F
         infinite or NaN.
 
     Raises:
-        InvalidInput: If the parts do not fit together.
+        InvalidInput: If the parts or the budget do not fit together; said before training starts.
     """
+    return _trial(experiment, streams, validation_only, budgeted=True)
+
+
+def _trial(
+    experiment: Experiment, streams: Streams, validation_only: bool = False, *, budgeted: bool = False
+) -> Record:
     with torch.random.fork_rng(devices=[]):
-        setup = _build(experiment, streams)
+        setup = build(experiment, streams)
+        if budgeted:
+            check_budget(experiment, setup)
         torch.manual_seed(streams.entropy("noise"))
         run = _Run(experiment, setup, validation_only)
-        for phase in setup.rule.phases(_whole_epochs(experiment, setup)):
+        for phase in setup.rule.phases(whole_epochs(experiment, setup)):
             run.phase(phase, streams.torch("order") if run.order is None else run.order)
             if run.diverged:
                 break
@@ -93,112 +121,11 @@ def train(experiment: Experiment, streams: Streams, *, validation_only: bool = F
 
 
 @dataclass
-class _Setup:
-    """The parts of one trial, built."""
-
-    dataset: Dataset
-    rule: Rule
-    loss: Callable[[Tensor, Tensor], Tensor] | None
-    watch: Any
-
-
-def _build(experiment: Experiment, streams: Streams) -> _Setup:
-    load = resolve("data", experiment.data)
-    with _building("data", experiment.data):
-        dataset = load(generator=streams.torch("data")) if "generator" in _parameters(load) else load()
-    torch.manual_seed(streams.entropy("init"))
-    with _building("model", experiment.model):
-        model = _build_model(experiment, dataset)
-    with _building("loss", experiment.loss):
-        loss = _build_loss(experiment, dataset)
-    with _building("rule", experiment.rule):
-        rule = _build_rule(experiment, dataset, model, loss, streams)
-    _check_output(rule, dataset)
-    watch = None
-    if experiment.probes:
-        from assay.watch import Watch
-
-        watch = Watch(rule.model, probes=list(experiment.probes), data=dataset.train, rule=rule, loss=loss)
-    return _Setup(dataset, rule, loss if "loss" in _parameters(type(rule)) else None, watch)
-
-
-@contextmanager
-def _building(field: str, part: Any) -> Iterator[None]:
-    """Say which part it was that refused its arguments."""
-    try:
-        yield
-    except AssayError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise InvalidInput(f"{field} {part!r}: {error}") from error
-
-
-def _parameters(target: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(target).parameters)
-
-
-def _build_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
-    make = resolve("models", experiment.model)
-    try:
-        inspect.signature(make).bind(dataset.input_shape, dataset.outputs)
-    except TypeError:
-        return make()
-    return make(dataset.input_shape, dataset.outputs)
-
-
-def _build_loss(experiment: Experiment, dataset: Dataset) -> Callable[[Tensor, Tensor], Tensor]:
-    if experiment.loss is None:
-        return nn.CrossEntropyLoss() if dataset.num_classes else nn.MSELoss()
-    make = resolve("losses", experiment.loss)
-    return make() if isinstance(make, (type, partial)) else make
-
-
-def _build_rule(
-    experiment: Experiment, dataset: Dataset, model: nn.Module, loss: Callable[..., Tensor], streams: Streams
-) -> Rule:
-    make = resolve("rules", experiment.rule)
-    takes = _parameters(make)
-    if experiment.loss is not None and "loss" not in takes:
-        raise InvalidInput(
-            f"rule {experiment.rule!r} defines its own loss and can't use {experiment.loss!r}; leave the loss out"
-        )
-    if "num_classes" in takes and dataset.num_classes is None:
-        raise InvalidInput(f"rule {experiment.rule!r} needs class labels, but the targets of {dataset.name!r} are none")
-    offered = {"num_classes": dataset.num_classes, "loss": loss, "generator": streams.torch("rule")}
-    bound = make.keywords if isinstance(make, partial) else {}
-    return make(model, **{k: v for k, v in offered.items() if k in takes and k not in bound})
-
-
-def _check_output(rule: Rule, dataset: Dataset) -> None:
-    """Refuse a model whose scores do not fit the data before any training."""
-    inputs = dataset.train.inputs[:2]
-    try:
-        shape = tuple(rule.predict(inputs).shape)
-    except (RuntimeError, TypeError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidInput(f"the model can't take inputs of shape {tuple(inputs.shape)}: {reason}") from error
-    if dataset.num_classes is not None and shape != (len(inputs), dataset.num_classes):
-        raise InvalidInput(
-            f"the model gives scores of shape {shape} for {len(inputs)} samples; "
-            f"expected ({len(inputs)}, {dataset.num_classes}): one score per class of {dataset.name!r}"
-        )
-
-
-def _whole_epochs(experiment: Experiment, setup: _Setup) -> int:
-    """Return the number of epochs that the rule may divide among its phases."""
-    samples = len(setup.dataset.train.inputs)
-    if experiment.epochs is not None:
-        return max(1, math.ceil(experiment.epochs))
-    # A budget in seconds has no known number of epochs: phases get shares of a fixed, divisible one.
-    return max(1, math.ceil(experiment.samples / samples)) if experiment.samples is not None else 1000
-
-
-@dataclass
 class _Run:
     """The state of a running trial: what was spent, what was measured, the best state so far."""
 
     experiment: Experiment
-    setup: _Setup
+    setup: Setup
     validation_only: bool
     order: torch.Generator | None = None
     seen: float = 0.0
@@ -213,7 +140,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.samples = len(self.setup.dataset.train.inputs)
-        self.total_epochs = _whole_epochs(self.experiment, self.setup)
+        self.batch_size = batch_size_of(self.experiment, self.setup.rule)
+        self.total_epochs = whole_epochs(self.experiment, self.setup)
         self.next_evaluation = self.experiment.evaluate_every
         self.next_probe = dict(self._probe_every())
 
@@ -234,12 +162,9 @@ class _Run:
         self.share += phase.epochs / self.total_epochs
         if self.share > 1 + 1e-9:
             raise InvalidInput(f"rule {self.experiment.rule!r} asks for more than the budget of its {self.experiment}")
-        with _building("optimizer", self.experiment.optimizer):
+        with building("optimizer", self.experiment.optimizer):
             optimizer = resolve("optim", self.experiment.optimizer)(list(phase.parameters))
-        for transform in self.experiment.transforms:
-            with _building("transform", transform):
-                if isinstance(resolve("optim", transform)(optimizer), torch.optim.Optimizer):
-                    raise InvalidInput(f"{transform!r} is an optimizer of its own, not a transform; train it in a Call")
+        transformed(self.experiment, optimizer, self.setup.noise)
         schedule = resolve("schedules", self.experiment.schedule)(optimizer) if self.experiment.schedule else None
         while self.spent() < self.share - 1e-9 and not self.diverged:
             self._epoch(optimizer)
@@ -253,7 +178,7 @@ class _Run:
         rule.train()
         start, before = time.perf_counter(), self.training_seconds
         logs: dict[str, Tensor] = {}
-        for x, y in batches(self.setup.dataset.train, experiment.batch_size, self.order):
+        for x, y in batches(self.setup.dataset.train, self.batch_size, self.order):
             if experiment.count_cost and not self.cost:
                 with counted(self.cost, rule):
                     logs = rule.step(x, y, optimizer)
@@ -338,7 +263,7 @@ class _Run:
 class _Evaluation:
     """Evaluates a rule's predictions on the splits."""
 
-    setup: _Setup
+    setup: Setup
     validation_only: bool
 
     def metrics(self) -> dict[str, float]:

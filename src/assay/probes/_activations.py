@@ -74,10 +74,11 @@ def neuron_dim(name: str, activation: Tensor, given: int | None) -> int:
 
 
 @contextmanager
-def hooked(readings: Sequence[Reading], act: Hook) -> Iterator[Counter[str]]:
+def hooked(readings: Sequence[Reading], act: Hook, *, numbered: bool = True) -> Iterator[Counter[str]]:
     """Call `act(name, module, activation)` for each reading of the forward pass that the block runs.
 
-    What it returns, if not None, takes the activation's place. A module that runs again is "name#2", "name#3" ...
+    What it returns, if not None, takes the activation's place. A module that runs again is "name#2", "name#3" ...;
+    where they are not numbered, as for a rule that predicts in many steps, all runs have the same name.
 
     Yields:
         How often each module ran.
@@ -89,7 +90,9 @@ def hooked(readings: Sequence[Reading], act: Hook) -> Iterator[Counter[str]]:
         if not isinstance(activation, Tensor):
             raise InvalidInput(f"layer {reading.name!r} gave a {type(activation).__name__}, not a tensor; leave it out")
         again = runs[reading.name]
-        return act(reading.name if again == 1 else f"{reading.name}#{again}", reading.module, activation)
+        return act(
+            reading.name if again == 1 or not numbered else f"{reading.name}#{again}", reading.module, activation
+        )
 
     def before(reading: Reading) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:

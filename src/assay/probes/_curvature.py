@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.probes._same_scores import same_scores
+from assay.probes._same_scores import why_not_own_scores
 from assay.probes.view import View
 
 __all__ = ["groups_of", "layers_of", "why_not"]
@@ -39,9 +39,9 @@ def why_not(view: View, batches: Iterable[tuple[Any, Tensor]]) -> tuple[str | No
     """Return why the loss has no curvature in the model's parameters (None if it has), and the number of scores K."""
     x, _ = next(iter(batches))
     with torch.no_grad():
-        scores = view.functional({}, x)
-        if view.rule is not None and not same_scores(scores, view.scores(x)):
-            return "the rule does not predict by the model's own forward pass", scores.shape[1]
+        scores = view.scores(x)
+    if reason := why_not_own_scores(view, x):
+        return reason, scores.shape[1]
     if not all(math.isfinite(p.detach().sum().item()) for p in view.model.parameters()):
         return "some parameters are not finite", scores.shape[1]
     return None, scores.shape[1]

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
-__all__ = ["same_scores"]
+from assay.probes.view import View
+
+__all__ = ["why_not_own_scores"]
+
+DIFFERENT = "the rule does not predict by the model's own forward pass"
+NO_PASS = "the model has no forward pass of its own from inputs to scores, and the rule predicts in its own way"
 
 
-def same_scores(first: Tensor, second: Tensor) -> bool:
-    """Return whether two ways to the scores (B, C) of a batch agree up to rounding, in the first one's type."""
-    return first.shape == second.shape and torch.allclose(first, second.to(first.dtype), rtol=1e-3, atol=1e-5)
+def why_not_own_scores(view: View, x: Any) -> str | None:
+    """Return why the scores of a batch are not those of the model's own forward pass; None if they are.
+
+    Args:
+        view: The network; without a rule its scores are its own.
+        x: Inputs of one batch. The two ways are compared up to rounding.
+    """
+    if view.rule is None:
+        return None
+    with torch.no_grad():
+        predicted = view.scores(x)
+        try:
+            own = view.functional({}, x)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError):
+            return NO_PASS
+    same = own.shape == predicted.shape and torch.allclose(own.to(predicted.dtype), predicted, rtol=1e-3, atol=1e-5)
+    return None if same else DIFFERENT

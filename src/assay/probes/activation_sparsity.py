@@ -208,7 +208,7 @@ class _Tally:
         self.last = None
         counter = FlopCounterMode(display=False) if self.probe.count_flops else nullcontext()
         linear = [m for m in view.model.modules() if isinstance(m, nn.Linear)] if self.probe.count_flops else []
-        with hooked(self.readings, self.count):
+        with hooked(self.readings, self.count, numbered=view.rule is None):
             handles = [m.register_forward_pre_hook(self.read) for m in linear]
             try:
                 with counter:

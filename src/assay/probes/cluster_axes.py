@@ -88,7 +88,7 @@ class ClusterAlignment:
             batches: Pairs of inputs and targets; one batch is passed forward to find the head.
 
         Raises:
-            InvalidInput: If there is no such layer, or layer, head and axes do not fit.
+            InvalidInput: If there is no layer of the given name, or layer, head and axes do not fit.
         """
         self.skipped = {}
         view.observe(next(iter(batches))[0])
@@ -96,6 +96,8 @@ class ClusterAlignment:
         if head is None:
             return self._undefined("the network has no linear head that reads the neurons")
         hidden = self._hidden(view.model, head)
+        if hidden is None:
+            return self._undefined("no nn.Linear gives the neurons that the head reads")
         if not (hidden.weight.isfinite().all() and head.weight.isfinite().all()):
             return self._undefined("a weight of the layer or of the head is NaN or infinite")
         return cluster_alignment(hidden.weight, head.weight, self.axes.to(hidden.weight.device))
@@ -104,15 +106,14 @@ class ClusterAlignment:
         self.skipped = dict.fromkeys(("aligned_share", "aligned_cosine"), reason)
         return dict.fromkeys(self.skipped, math.nan)
 
-    def _hidden(self, model: nn.Module, head: nn.Linear) -> nn.Linear:
+    def _hidden(self, model: nn.Module, head: nn.Linear) -> nn.Linear | None:
         found = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
         fitting = {name: m for name, m in found.items() if m.out_features == head.in_features}
-        if self.layer is None and fitting:
-            return list(fitting.values())[-1]
+        if self.layer is None:
+            return list(fitting.values())[-1] if fitting else None
         if self.layer in fitting:
             return fitting[self.layer]
-        asked = "a hidden layer" if self.layer is None else f"a hidden layer {self.layer!r}"
         raise InvalidInput(
-            f"{type(model).__name__} has no nn.Linear that is {asked} with {head.in_features} outputs, as its head "
-            f"reads; it has {', '.join(found) or 'none besides the head'}"
+            f"{type(model).__name__} has no nn.Linear that is a hidden layer {self.layer!r} with {head.in_features} "
+            f"outputs, as its head reads; it has {', '.join(found) or 'none besides the head'}"
         )

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from assay.errors import InvalidInput
 from assay.probes._feature_sums import FeatureSums
-from assay.probes._same_scores import same_scores
+from assay.probes._same_scores import why_not_own_scores
 from assay.probes.class_statistics import check_labels
 from assay.probes.view import View
 
@@ -120,10 +120,10 @@ class FeatureStages:
         sums: dict[str, FeatureSums] = {}
         refused: dict[str, str] = {}
         for x, y in batches:
+            if not sums and (reason := why_not_own_scores(view, x)):
+                return {}, {"": reason}
             with torch.inference_mode(False), torch.enable_grad(), _reads(linears) as reads:
                 scores = view.functional(parameters, x)
-            if view.rule is not None and not sums and not same_scores(view.scores(x), scores):
-                return {}, {"": "the rule does not predict by the model's own forward pass"}
             check_labels(scores, y, scores.shape[1])
             usable = self._usable(reads, x, len(scores), refused)
             for name, features, signal in _signals(view, scores, y, usable, refused):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.errors import InvalidInput
-from assay.probes.view import View
+from assay.probes.view import NOT_RUN, View
 
 __all__ = ["FeatureWeighting", "effective_rank"]
 
@@ -114,6 +114,8 @@ class FeatureWeighting:
         values: dict[str, float] = {}
         for name, moments in sums.items():
             values |= self._of_layer(name, moments.covariance(), known)
+        for name in sorted(set(names) - sums.keys()):
+            values |= self._nothing(_keys(name, known), NOT_RUN)
         return values
 
     def _coordinates(self, x: Any) -> Tensor | None:
@@ -125,13 +127,11 @@ class FeatureWeighting:
         return x.flatten(1).double() @ self.directions.to(x.device).double().T
 
     def _of_layer(self, name: str, covariance: Tensor, known: int) -> dict[str, float]:
-        keys = [f"effective_rank/{name}", f"condition/{name}", *(f"feature_weight/{name}/{k}" for k in range(known))]
-        keys += [f"feature_inequality/{name}"] if known else []
+        keys = _keys(name, known)
         outputs = covariance[known:, known:]
         if not covariance.isfinite().all() or not outputs.trace() > 0:
             reason = "the outputs do not vary" if covariance.isfinite().all() else "numbers are NaN or infinite"
-            self.skipped |= dict.fromkeys(keys, reason)
-            return dict.fromkeys(keys, math.nan)
+            return self._nothing(keys, reason)
         variances = torch.linalg.eigvalsh(outputs).clamp(min=0)
         variances = variances.masked_fill(variances < RANK * variances[-1], 0)
         numbers = [_entropy_rank(variances.sqrt()), self._ratio(keys[1], variances.sqrt())]
@@ -141,12 +141,21 @@ class FeatureWeighting:
             numbers += [*weights.tolist(), self._ratio(keys[-1], weights)]
         return dict(zip(keys, numbers, strict=True))
 
+    def _nothing(self, keys: list[str], reason: str) -> dict[str, float]:
+        self.skipped |= dict.fromkeys(keys, reason)
+        return dict.fromkeys(keys, math.nan)
+
     def _ratio(self, key: str, numbers: Tensor) -> float:
         """Return the largest over the smallest number."""
         if numbers.min() > 0:
             return (numbers.max() / numbers.min()).item()
         self.skipped[key] = "the smallest number is 0, the ratio infinite"
         return math.nan
+
+
+def _keys(name: str, known: int) -> list[str]:
+    keys = [f"effective_rank/{name}", f"condition/{name}", *(f"feature_weight/{name}/{k}" for k in range(known))]
+    return [*keys, f"feature_inequality/{name}"] if known else keys
 
 
 class _Moments:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.probes._activations import NOTHING_FOUND, found_readings, hooked, is_smooth, neuron_dim
+from assay.probes._same_scores import why_not_own_scores
 from assay.probes.view import View
 
 __all__ = ["GradientSign"]
@@ -80,10 +81,12 @@ class GradientSign:
             return {_KEYS[1]: self._skip(_KEYS[1], NOTHING_FOUND.format(type(view.model).__name__))}
         sums: dict[str, tuple[Tensor, Tensor]] = {}
         for x, y in batches:
+            if not sums and (reason := why_not_own_scores(view, x)):
+                return {_KEYS[1]: self._skip(_KEYS[1], reason)}
             with torch.inference_mode(False), torch.enable_grad():
                 caught: dict[str, Tensor] = {}
                 with hooked(readings, partial(_caught, caught)):
-                    scores = view.token_scores(x)
+                    scores = view.token_scores(x) if view.rule is None else view.functional({}, x)
                 loss = view.loss(scores, y.flatten() if len(y) != len(scores) else y) * len(scores)
                 self._add(sums, caught, loss)
         for reading in readings:

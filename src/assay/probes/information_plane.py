@@ -28,7 +28,7 @@ from assay.probes.mutual_information import (
     binned_mutual_information,
     kde_mutual_information,
 )
-from assay.probes.view import View
+from assay.probes.view import NOT_RUN, View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,6 +140,9 @@ class InformationPlane:
         values: dict[str, float] = {}
         for name, parts in seen.items():
             values |= self._of_layer(name, torch.cat(parts), y)
+        missing = [f"{k}_{e}/{n}" for n in names if n not in seen for e in self.estimators for k in _KINDS]
+        self.skipped |= dict.fromkeys(missing, NOT_RUN)
+        values |= dict.fromkeys(missing, math.nan)
         self.trajectory.append(values)
         return values
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from assay.errors import InvalidInput
 from assay.probes._batches import Batches
 from assay.probes.class_statistics import check_labels
-from assay.probes.view import View
+from assay.probes.view import NOT_RUN, View
 
 __all__ = ["LinearProbe", "LinearReadout", "fit_linear_probe"]
 
@@ -165,6 +165,10 @@ class LinearProbe:
         values: dict[str, float] = {}
         for name in names:
             keys = f"linear_probe/{name}", f"linear_probe_fit/{name}"
+            if name not in seen or name not in told:
+                self.skipped |= dict.fromkeys(keys, NOT_RUN)
+                values |= dict.fromkeys(keys, math.nan)
+                continue
             if not (_vary(seen[name]) and told[name].isfinite().all()):
                 self.skipped |= dict.fromkeys(keys, "the layer's outputs do not vary, or contain NaN or infinity")
                 values |= dict.fromkeys(keys, math.nan)
@@ -178,12 +182,12 @@ def _outputs(
     view: View, names: Sequence[str], data: Iterable[tuple[Any, Tensor]], dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return flattened outputs (N, D) by layer, and the classes (N,)."""
-    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
+    outputs: dict[str, list[Tensor]] = {}
     targets = []
     for x, y in data:
         if isinstance(x, Tensor) and x.is_floating_point():
             x = x.to(dtype)  # a network in float64 may be watched on data in float32
         for name, output in view.activations(x, names).items():
-            outputs[name].append(output.flatten(1).double())
+            outputs.setdefault(name, []).append(output.flatten(1).double())
         targets.append(y)
     return {name: torch.cat(parts) for name, parts in outputs.items()}, torch.cat(targets)

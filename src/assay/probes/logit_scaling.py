@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.probes._same_scores import same_scores
+from assay.probes._same_scores import why_not_own_scores
 from assay.probes.view import View
 
 __all__ = ["LogitScalingAlignment"]
@@ -62,8 +62,8 @@ class LogitScalingAlignment:
             self.skipped[_KEY] = "the network has no trainable parameters"
             return {_KEY: math.nan}
         gradient = _mean_gradient(view, parameters, batches)
-        if gradient is None:
-            self.skipped[_KEY] = "the rule does not predict by the model's own forward pass"
+        if isinstance(gradient, str):
+            self.skipped[_KEY] = gradient
             return {_KEY: math.nan}
         layers: dict[str, list[str]] = defaultdict(list)
         for name in parameters:
@@ -88,16 +88,15 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 def _mean_gradient(
     view: View, parameters: dict[str, Tensor], batches: Iterable[tuple[Any, Tensor]]
-) -> dict[str, Tensor] | None:
-    """Return the gradient of the mean loss by parameter, or None if the rule's scores are not the model's."""
+) -> dict[str, Tensor] | str:
+    """Return the gradient of the mean loss by parameter, or why there is none: scores that are not the model's own."""
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     samples = 0
     for x, y in batches:
+        if samples == 0 and (reason := why_not_own_scores(view, x)):
+            return reason
         with torch.inference_mode(False), torch.enable_grad():
-            scores = view.functional(parameters, x)
-            if samples == 0 and view.rule is not None and not same_scores(view.scores(x), scores):
-                return None
-            loss = view.loss(scores, y)
+            loss = view.loss(view.functional(parameters, x), y)
             gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for sum_so_far, g in zip(total.values(), gradients, strict=True):
             if g is not None:

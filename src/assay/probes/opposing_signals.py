@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
-from assay.probes._same_scores import same_scores
+from assay.probes._same_scores import why_not_own_scores
 from assay.probes.view import View
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ class OpposingSignals:
         weights = {name: p.detach().clone() for name, p in view.parameters().items()}
         if not weights:
             raise InvalidInput("the model has no trainable parameters, so no step changes a loss")
+        if view.rule is not None and (reason := why_not_own_scores(view, next(iter(batches))[0])):
+            return self._nothing(reason)
         points = self._points(view, weights, batches)
         if points is None:
             return self._nothing("it takes three measurements of the same parameters in a row, or lr=")
@@ -149,15 +151,12 @@ class OpposingSignals:
         self, view: View, points: tuple[_Weights, _Weights, _Weights], batches: Iterable[tuple[Any, Tensor]]
     ) -> tuple[Tensor, Tensor, str]:
         """Return each sample's change in the step and in its neighbour, and why there are none; collect the groups."""
-        now = dict(view.parameters())
         first: list[Tensor] = []
         second: list[Tensor] = []
         total = 0
         for x, y in batches:
             if not isinstance(x, Tensor):
                 raise InvalidInput(f"inputs must be one tensor per batch, not {type(x).__name__}")
-            if not first and view.rule is not None and not same_scores(view.scores(x), view.functional(now, x)):
-                return torch.empty(0), torch.empty(0), "the rule does not predict by the model's own forward pass"
             before, after, other = (_sample_losses(view, weights, x, y) for weights in points)
             first.append(after - before)
             second.append(before - other if self.lr is None else other - after)

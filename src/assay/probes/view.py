@@ -42,6 +42,9 @@ class Predictor(Protocol):
         ...
 
 
+NOT_RUN = "the rule predicts without running the layer once with one row per sample"
+
+
 class Observation(NamedTuple):
     """What one forward pass shows: `scores` (B, C), the last `features` (B, d) and the `head` that reads them."""
 
@@ -219,9 +222,14 @@ class View:
     ) -> tuple[Observation, dict[str, Tensor]]:
         """Return what `observe` does and, of the same forward pass, the outputs of layers; see `catching`.
 
+        With a rule they are those of a layer's last run while the rule gives its features or, if it does not run there,
+        its scores. What a rule does not run, or not with one row per sample, is left out.
+
         Raises:
-            InvalidInput: If a layer did not run, or its output does not have one row per sample.
+            InvalidInput: If, without a rule, a layer did not run, or its output does not have one row per sample.
         """
+        if self.rule is not None:
+            return self._observe_rule(self.rule, x, names, features)
         with self.catching(names) as caught:
             seen = self.observe(x, features=features)
         for name, output in caught.items():
@@ -231,6 +239,33 @@ class View:
                     "expected one row per sample: leave it out of the layers"
                 )
         return seen, caught
+
+    def _observe_rule(
+        self, rule: Predictor, x: Any, names: Sequence[str], features: bool
+    ) -> tuple[Observation, dict[str, Tensor]]:
+        caught: dict[str, Tensor] = {}
+        found: Tensor | None = None
+        if features or names:
+            with self._last_runs(names, caught):
+                found = list(rule.features(x).values())[-1].flatten(1)
+        with self._last_runs([name for name in names if name not in caught], caught):
+            scores = self.scores(x)
+        rows = {name: h for name in names if (h := caught.get(name)) is not None and h.shape[:1] == scores.shape[:1]}
+        if not features or found is None:
+            return Observation(scores, scores.new_empty(len(scores), 0), None), rows
+        return Observation(scores, found, rule.head()), rows
+
+    @contextmanager
+    def _last_runs(self, names: Sequence[str], caught: dict[str, Tensor]) -> Iterator[None]:
+        """Fill `caught` with the outputs of layers that run in the block; a later run takes an earlier one's place."""
+
+        def catch(name: str) -> Callable[..., None]:
+            return lambda module, args, output: caught.update({name: _tensor(name, output).clone()})
+
+        with ExitStack() as hooks:
+            for name in dict.fromkeys(names):
+                hooks.enter_context(self.model.get_submodule(name).register_forward_hook(catch(name)))
+            yield
 
     def activations(self, x: Any, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the outputs of layers in one forward pass; see `observe_layers`."""

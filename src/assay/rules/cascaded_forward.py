@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from assay.errors import InvalidInput
 from assay.models._layers import linear
+from assay.rules._loss_check import check_class_loss
 from assay.rules.rule import Rule
 from assay.rules.splitting import block_widths, trainable
 from assay.rules.splitting import blocks as find_blocks
@@ -51,7 +52,7 @@ class CascadedForward(Rule):
         generator: Draws the predictors' weights and the feedback matrices.
 
     Raises:
-        InvalidInput: If the model has no blocks, or an option has no such value.
+        InvalidInput: If the model has no blocks, an option has no such value, or the loss can't be used.
 
     Example:
         >>> from assay.models.cnn import CNN
@@ -85,6 +86,7 @@ class CascadedForward(Rule):
         self.first = 0 if readout == "sum" else len(widths) - 1
         self.phase_names = self.blocks.names[self.first :]
         like = next(model.parameters())
+        check_class_loss(loss, num_classes, like)
         predictors = (linear(d, num_classes, generator=self.generator) for d in widths[self.first :])
         self.predictors = nn.ModuleList(predictors).to(like.device, like.dtype)
         if features == "dfa":
@@ -120,9 +122,12 @@ class CascadedForward(Rule):
         scores = self.top(outputs[-1].flatten(1))
         loss = self.loss(scores, y)
         (e,) = torch.autograd.grad(loss, scores)
-        cotangents = [(e @ self.get_buffer(f"feedback{i}")).view_as(h) for i, h in enumerate(outputs[:-1])]
-        pairs = [(h, c) for h, c in zip(outputs, cotangents, strict=False) if h.requires_grad]
-        torch.autograd.backward([h for h, _ in pairs] + [scores], [c for _, c in pairs] + [e])
+        scores.backward(e)
+        outputs.pop()
+        while outputs:  # block by block, so that each one's graph and cotangent are gone before the next
+            h = outputs.pop()
+            if h.requires_grad:
+                h.backward((e @ self.get_buffer(f"feedback{len(outputs)}")).view_as(h))
         return {"loss": loss.detach()}
 
     def groups(self) -> list[list[nn.Parameter]]:

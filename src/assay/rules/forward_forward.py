@@ -140,6 +140,7 @@ class ForwardForward(Rule):
     def backward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Add each layer's own gradient to `.grad` and update the mean activities; see `Rule.backward`."""
         flat = x.detach().flatten(1)
+        self._check_batch(flat, y)
         labels = F.one_hot(torch.cat([y, self.false_labels(y)]), self.num_classes).to(flat.dtype)
         z = rms_normalise(embed_label(flat.repeat(2, 1), labels))
         logs: dict[str, Tensor] = {}
@@ -157,6 +158,21 @@ class ForwardForward(Rule):
             z = rms_normalise(a.detach())
         logs["loss"] = torch.stack(losses).sum()
         return logs
+
+    def _check_batch(self, flat: Tensor, y: Tensor) -> None:
+        """Refuse labels that cannot be written into the input, before anything has moved."""
+        if flat.shape[1] != self.layers[0].in_features:
+            raise InvalidInput(f"expected inputs of {self.layers[0].in_features} entries, got {flat.shape[1]}")
+        if y.ndim != 1 or y.is_floating_point():
+            raise InvalidInput(
+                f"Forward-Forward writes one class label per sample into the input: expected integer targets "
+                f"({len(flat)},), got {tuple(y.shape)} of {y.dtype}"
+            )
+        if not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
+            raise InvalidInput(
+                f"labels must be from 0 to num_classes - 1 = {self.num_classes - 1} to be written into the input; "
+                f"got {int(y.min())} to {int(y.max())}"
+            )
 
     def _peer_loss(self, i: int, positive: Tensor) -> Tensor:
         running = self.get_buffer(f"peer_mean{i}")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from assay.errors import InvalidInput
 from assay.models._layers import linear
+from assay.rules._loss_check import check_class_loss
 from assay.rules.rule import Rule
 from assay.rules.splitting import block_widths, trainable
 from assay.rules.splitting import blocks as find_blocks
@@ -46,7 +47,7 @@ class MonoForward(Rule):
         generator: Draws the readouts' initial weights.
 
     Raises:
-        InvalidInput: If the model has no blocks, or an option has no such value.
+        InvalidInput: If the model has no blocks, an option has no such value, or the loss can't be used.
 
     Example:
         >>> from assay.models.mlp import MLP
@@ -81,6 +82,7 @@ class MonoForward(Rule):
             widths.insert(0, input_width)
         self.first_block = int(project_input)
         like = next(model.parameters())
+        check_class_loss(loss, num_classes, like)
         projections = (linear(d, num_classes, bias=False, generator=self.generator) for d in widths)
         self.projections = nn.ModuleList(projections).to(like.device, like.dtype)
         self.sequential = schedule == "sequential"

@@ -60,7 +60,8 @@ class Rule(nn.Module):
 
     Attributes:
         local: Whether the gradients of a block never depend on later blocks.
-        streaming: Whether the rule learns from one mini-batch at a time.
+        streaming: Whether the rule learns from one mini-batch at a time; one that does not is given all training data
+            as a single mini-batch, by `assay.rules.fit` and by an `Experiment`, so that a pass is one `step`.
         label_sweep: Whether prediction tries every class, at the cost of C passes.
         stochastic_predict: Whether prediction draws random numbers.
         needs: What the model must offer: "loss" (anything callable) or "blocks" (see `assay.rules.blocks`).

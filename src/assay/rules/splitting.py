@@ -113,12 +113,7 @@ def block_widths(found: Blocks, model: nn.Module, input_shape: Sequence[int] | N
     Raises:
         InvalidInput: If the shape is unknown or the blocks do not take it.
     """
-    shape = input_shape if input_shape is not None else getattr(model, "input_shape", None)
-    if shape is None:
-        first = next((m for m in found.modules[0].modules() if isinstance(m, (nn.Linear, nn.Conv2d))), None)
-        if not isinstance(first, nn.Linear):
-            raise InvalidInput("the shape of one input is unknown; give input_shape=(channels, height, width)")
-        shape = (first.in_features,)
+    shape = shape_of_input(model, found.modules[0], input_shape)
     like = next(found.modules[0].parameters())
     x = torch.zeros(2, *shape, dtype=like.dtype, device=like.device)
     modes = [(m, m.training) for block in found.modules for m in block.modules()]
@@ -133,6 +128,21 @@ def block_widths(found: Blocks, model: nn.Module, input_shape: Sequence[int] | N
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def shape_of_input(model: nn.Module, first_block: nn.Module, given: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the shape of one input: the given one, the model's attribute `input_shape`, or what an `nn.Linear` takes.
+
+    Raises:
+        InvalidInput: If none of them tells.
+    """
+    shape = given if given is not None else getattr(model, "input_shape", None)
+    if shape is not None:
+        return tuple(shape)
+    first = next((m for m in first_block.modules() if isinstance(m, (nn.Linear, nn.Conv2d))), None)
+    if not isinstance(first, nn.Linear):
+        raise InvalidInput("the shape of one input is unknown; give input_shape=(channels, height, width)")
+    return (first.in_features,)
 
 
 def trainable(*modules: nn.Module) -> list[nn.Parameter]:

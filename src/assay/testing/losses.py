@@ -17,6 +17,7 @@ from assay.losses.rescaled_mse import RescaledMSELoss
 from assay.losses.stable_max import StableMaxCrossEntropy
 from assay.testing._loss_cases_contrastive import CASES as CONTRASTIVE
 from assay.testing._loss_cases_domains import CASES as DOMAINS
+from assay.testing._loss_cases_jacobian import CASES as JACOBIAN
 from assay.testing._loss_cases_sop import CASES as SOP
 from assay.testing._losses_cases_look import CASES as LOOK
 from assay.testing._losses_cases_scole import CASES as SCOLE
@@ -40,6 +41,7 @@ CASES: dict[str, Factory] = {
     **LOOK,
     **SCOLE,
     **TGT,
+    **JACOBIAN,
 }
 
 

@@ -12,9 +12,13 @@ from torch.func import functional_call
 
 from assay.nn.fp8 import FP8MLP, FP8Linear, FP8RMSNorm
 from assay.nn.group_rational import GRKANLayer, GroupRational
+from assay.nn.physical_transform import PhysicalTransform
+from assay.nn.random_scattering import RandomScattering
 from assay.nn.spherical_heads import ClassMeanClassifier, NormalizedLinear
 from assay.nn.top_k import TopK, TopKMLP
+from assay.testing._nn_cases_four_bit import CASES as FOUR_BIT
 from assay.testing._nn_cases_heads import CASES as HEADS
+from assay.testing._nn_cases_tract import CASES as TRACT
 from assay.testing._shared import assert_bit_equal, assert_close, copies, global_generators_untouched, seeded
 
 __all__ = ["CASES", "CHECKS", "Layer"]
@@ -48,6 +52,12 @@ def _class_means(generator: torch.Generator) -> nn.Module:
     return head
 
 
+def _known_system(generator: torch.Generator) -> nn.Module:
+    """Return a physical layer whose model is the system itself, so that its gradient is the true one."""
+    system = RandomScattering(6, 5, generator=generator)
+    return PhysicalTransform(system, 5, model=system, mode="straight-through")
+
+
 CASES: dict[str, Factory] = {
     "fp8-linear": lambda: Layer(lambda generator: FP8Linear(6, 5, generator=generator), (3, 2, 6), FP8),
     "fp8-mlp": lambda: Layer(lambda generator: FP8MLP(6, 20, generator=generator), (3, 2, 6), FP8),
@@ -67,8 +77,10 @@ CASES: dict[str, Factory] = {
     "top-k-channels": lambda: Layer(lambda generator: TopK(2, dim=1), (2, 5, 3, 3)),
     "top-k-mlp": lambda: Layer(lambda generator: TopKMLP(5, 12, k=4, generator=generator), (3, 2, 5)),
     "normalized-linear": lambda: Layer(lambda generator: NormalizedLinear(6, 5, generator=generator), (3, 2, 6)),
+    "random-scattering": lambda: Layer(lambda generator: RandomScattering(6, 5, generator=generator), (3, 2, 6)),
+    "physical-transform": lambda: Layer(_known_system, (7, 6)),
     "class-means": lambda: Layer(_class_means, (4, 6)),
-    **{name: partial(Layer, *case) for name, case in HEADS.items()},
+    **{name: partial(Layer, *case) for name, case in (HEADS | TRACT | FOUR_BIT).items()},
 }
 
 

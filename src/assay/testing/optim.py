@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from assay.optim.coat_adamw import COATAdamW
 from assay.optim.perp_grad import PerpGrad
+from assay.testing._optim_cases_adagrad import CASES as ADAGRAD
+from assay.testing._optim_cases_first_order import CASES as FIRST_ORDER
+from assay.testing._optim_cases_noise import CASES as NOISE
 from assay.testing._optim_cases_sam import CASES as SAM
+from assay.testing._optim_cases_stable_spam import CASES as STABLE_SPAM
+from assay.testing._optim_cases_target import CASES as TARGET
 from assay.testing._shared import assert_bit_equal, assert_close, copies, global_generators_untouched, seeded
 
 __all__ = ["CASES", "CHECKS"]
@@ -47,7 +52,12 @@ CASES: dict[str, Factory] = {
     "perp-grad-adamw": _perp_grad(torch.optim.AdamW, lr=0.01, weight_decay=0.0),
     "perp-grad-global": _perp_grad(torch.optim.SGD, lr=0.1, granularity="global"),
     "perp-grad-unscaled": _perp_grad(torch.optim.SGD, lr=0.1, rescale=False),
+    **ADAGRAD,
+    **NOISE,
     **SAM,
+    **STABLE_SPAM,
+    **FIRST_ORDER,
+    **TARGET,
 }
 
 
@@ -170,9 +180,13 @@ def accumulation(factory: Factory) -> None:
     batches = _batches(3)
     _train(whole, factory()(whole.parameters()), batches)
 
-    def in_halves(inputs: Tensor, targets: Tensor) -> None:
+    def in_halves(inputs: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
         for x, y in zip(inputs.chunk(2), targets.chunk(2), strict=True):
-            (F.cross_entropy(halves(x), y) / 2).backward()
+            loss = F.cross_entropy(halves(x), y) / 2
+            loss.backward()
+            total = total + loss.detach()
+        return total
 
     for batch in batches:
         _step(made, partial(in_halves, *batch))
@@ -199,9 +213,10 @@ def missing_gradients(factory: Factory) -> None:
     idle = model.get_parameter("0.weight")
     before = idle.detach().clone()
 
-    def gradients() -> None:
-        _backward(model, _batches(1)[0])
+    def gradients() -> Tensor:
+        loss = _backward(model, _batches(1)[0])
         idle.grad = None
+        return loss
 
     _step(made, gradients)
     assert torch.equal(idle, before), "a parameter without a gradient moved"
@@ -214,9 +229,10 @@ def zeros(factory: Factory) -> None:
     with torch.no_grad():
         model.get_parameter("2.bias").zero_()
 
-    def gradients() -> None:
-        _backward(model, _batches(1)[0])
+    def gradients() -> Tensor:
+        loss = _backward(model, _batches(1)[0])
         model.get_parameter("0.bias").grad.zero_()  # type: ignore[union-attr]
+        return loss
 
     _step(made, gradients)
     for name, weight in _weights(model).items():

@@ -31,8 +31,11 @@ from assay.testing._probe_cases_li2 import CASES as LI2
 from assay.testing._probe_cases_look import CASES as LOOK
 from assay.testing._probe_cases_opposing import CASES as OPPOSING
 from assay.testing._probe_cases_projection import CASES as PROJECTION
+from assay.testing._probe_cases_relaxation import CASES as RELAXATION
 from assay.testing._probe_cases_scole import CASES as SCOLE
 from assay.testing._probe_cases_spectra import CASES as SPECTRA
+from assay.testing._probe_cases_stable_spam import CASES as STABLE_SPAM
+from assay.testing._probe_cases_steps import CASES as STEPS
 from assay.testing._probe_cases_xor import CASES as XOR
 from assay.testing._shared import assert_bit_equal, global_generators_untouched, pickled, seeded
 from assay.watch import Watch
@@ -63,6 +66,9 @@ CASES: dict[str, Factory] = {
     **ENSEMBLES_AND_SPARSITY,
     **LOOK,
     **SCOLE,
+    **RELAXATION,
+    **STEPS,
+    **STABLE_SPAM,
 }
 
 

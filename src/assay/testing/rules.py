@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,11 @@ from assay.rules.fitting import fit
 from assay.rules.forward_forward import ForwardForward
 from assay.rules.mono_forward import MonoForward
 from assay.rules.rule import Rule
+from assay.testing._rule_cases_counter_current import COUNTER_CURRENT_CASES
+from assay.testing._rule_cases_equilibrium import CASES as EQUILIBRIUM_CASES
+from assay.testing._rule_cases_noprop import NOPROP_CASES
+from assay.testing._rule_cases_physical import PHYSICAL_CASES
+from assay.testing._rule_cases_projections import PROJECTION_CASES
 
 __all__ = ["CASES", "CHECKS", "RuleCase", "two_blobs"]
 
@@ -111,6 +118,11 @@ CASES: dict[str, Factory] = {
     "cascaded-forward-random": lambda: _on_cnn(partial(_cascaded, generator=_generator(2)), epochs=12),
     "cascaded-forward-dfa": lambda: _on_cnn(partial(_cascaded, generator=_generator(2), features="dfa"), epochs=12),
     "cascaded-forward-one-block": _one_block_cascaded_forward,
+    **NOPROP_CASES,
+    **EQUILIBRIUM_CASES,
+    **PROJECTION_CASES,
+    **COUNTER_CURRENT_CASES,
+    **PHYSICAL_CASES,
 }
 
 
@@ -150,7 +162,7 @@ def backward_accumulates(factory: Factory) -> None:
             twice.backward(case.inputs, case.targets)
             parts.append(_gradients(once))
         for name, total in _gradients(twice).items():
-            expected = parts[0][name] + parts[1][name]
+            expected = torch.stack([part[name] for part in parts if name in part]).sum(0)
             close = torch.allclose(total, expected, rtol=1e-5, atol=1e-7)
             assert close, f"{name}: two backward calls do not add up in phase {once.phase!r}"
 
@@ -186,7 +198,8 @@ def blocks_are_local(factory: Factory) -> None:
             disturbed.backward(x, case.targets)
             assert x.grad is None, "a local rule must not send gradients to its input"
             for a, b in zip(reference.groups()[k], disturbed.groups()[k], strict=True):
-                same = a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad)
+                both = a.grad is not None and b.grad is not None
+                same = torch.equal(a.grad, b.grad) if both else a.grad is b.grad  # type: ignore[arg-type]
                 assert same, f"phase {phase!r}: group {k}'s gradient depends on later groups"
 
 
@@ -225,25 +238,72 @@ def head_reads_last_features(factory: Factory) -> None:
     assert same, "head() of the last features is not what predict returns"
 
 
+def _through_files(state: dict[str, Tensor], others: object) -> tuple[dict[str, Tensor], Any]:
+    """Write tensors as safetensors and the rest by torch.save, and return what the files hold."""
+    from safetensors.torch import load_file, save_file
+
+    with TemporaryDirectory() as folder:
+        weights, rest = f"{folder}/rule.safetensors", f"{folder}/rest.pt"
+        try:
+            save_file(state, weights)
+        except (RuntimeError, ValueError) as error:
+            raise AssertionError(f"the state can't be stored as safetensors: {error}") from None
+        torch.save((state, others), rest)
+        loaded, plain = load_file(weights), torch.load(rest, weights_only=True)
+    assert not _different(loaded, plain[0]), "safetensors and torch.save give different states"
+    return loaded, plain[1]
+
+
 def state_resumes_bit_equal(factory: Factory) -> None:
-    """A rule loaded from `state_dict()` in mid-run makes the same next step, in every phase."""
+    """A rule and its optimizer, loaded from files in mid-epoch, make the same next steps, in every phase."""
     case = _case(factory)
-    rule, x, y = case.rule, case.inputs, case.targets
+    half = (len(case.inputs) + 1) // 2
+    (x, z), (y, w) = case.inputs.split(half), case.targets.split(half)
+    rule = case.rule
     for phase in rule.phases(len(rule.phase_names)):
         optimizer = torch.optim.Adam(phase.parameters, lr=1e-2)
         rule.train()
         rule.step(x, y, optimizer)
-        state = copy.deepcopy(rule.state_dict())
-        assert all(isinstance(v, Tensor) for v in state.values()), "the state must consist of tensors"
+        assert all(isinstance(v, Tensor) for v in rule.state_dict().values()), "the state must consist of tensors"
+        state, its = _through_files(rule.state_dict(), optimizer.state_dict())
         resumed = _case(factory).rule
         resumed.load_state_dict(state)
         assert resumed.phase == phase.name, f"the phase is lost: {resumed.phase!r} instead of {phase.name!r}"
         its_optimizer = torch.optim.Adam(resumed.trained_parameters(), lr=1e-2)
-        its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        rule.step(x, y, optimizer)
-        resumed.step(x, y, its_optimizer)
+        its_optimizer.load_state_dict(its)
+        for inputs, targets in ((z, w), (x, y)):
+            rule.step(inputs, targets, optimizer)
+            resumed.step(inputs, targets, its_optimizer)
         different = _different(rule.state_dict(), resumed.state_dict())
         assert not different, f"phase {phase.name!r}: the resumed step differs in {', '.join(different)}"
+
+
+class _Interrupted(Exception):
+    """Ends a run in the middle of an epoch."""
+
+
+def fit_resumes_bit_equal(factory: Factory) -> None:
+    """`fit` that is ended in mid-epoch and started again from its checkpoint ends as one that was never ended."""
+    whole, broken, again = (_case(factory) for _ in range(3))
+    half = (len(whole.inputs) + 1) // 2
+    data = list(zip(whole.inputs.split(half), whole.targets.split(half), strict=True))
+    epochs = len(whole.rule.phase_names) + 1
+    passes = iter(range(epochs))
+
+    def interrupted() -> Iterator[tuple[Tensor, Tensor]]:
+        yield data[0]
+        if next(passes) == epochs // 2:
+            raise _Interrupted
+        yield from data[1:]
+
+    with TemporaryDirectory() as folder:
+        run = partial(fit, epochs=epochs, checkpoint=f"{folder}/run.pt")
+        with suppress(_Interrupted):
+            run(broken.rule, interrupted)
+        resumed = run(again.rule, data)
+    assert fit(whole.rule, data, epochs=epochs) == resumed, "the resumed run has another history"
+    different = _different(dict(whole.rule.state_dict()), dict(again.rule.state_dict()))
+    assert not different, f"the resumed run ends with other values in {', '.join(different)}"
 
 
 def phases_leave_others_alone(factory: Factory) -> None:
@@ -323,6 +383,7 @@ CHECKS: dict[str, Callable[[Factory], None]] = {
     "prediction-leaves-no-trace": prediction_leaves_no_trace,
     "head-reads-last-features": head_reads_last_features,
     "state-resumes-bit-equal": state_resumes_bit_equal,
+    "fit-resumes-bit-equal": fit_resumes_bit_equal,
     "phases-leave-others-alone": phases_leave_others_alone,
     "global-generator-is-untouched": global_generator_is_untouched,
     "same-seed-same-step": same_seed_same_step,
