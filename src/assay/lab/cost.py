@@ -60,6 +60,16 @@ class _Ledger:
             self.held -= storage.nbytes()
 
 
+class _Anywhere:
+    """Says that every operation belongs to the whole: torch's own hooks on modules refuse gradients by leaves."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
 @contextmanager
 def counted(cost: dict[str, float], module: nn.Module) -> Iterator[None]:
     """Count the block's operations and saved bytes.
@@ -79,6 +89,7 @@ def counted(cost: dict[str, float], module: nn.Module) -> Iterator[None]:
 
     ledger = _Ledger({p.untyped_storage().data_ptr() for p in module.parameters()})
     counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _Anywhere()  # type: ignore[assignment]
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: _Saved(t, ledger), lambda saved: saved.tensor)
     with counter, hooks, listening(lambda t: _Saved(t, ledger)):
         yield

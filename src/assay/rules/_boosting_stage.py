@@ -32,9 +32,8 @@ def fresh_stage(sizes: tuple[int, int, int], activation: nn.Module, generator: t
 
 
 def residual_fit(h: Tensor, r: Tensor, U: Tensor, V: Tensor, weight_decay: float) -> Tensor:
-    """Return half the mean squared error of h to r, with weight decay on the weights."""
-    decay = weight_decay / len(h) * (U.square().sum() + V.square().sum())
-    return ((h - r).square().mean() + decay) / 2
+    """Return half the squared error of h to r, per sample, with weight decay on the weights."""
+    return ((h - r).square().sum() + weight_decay * (U.square().sum() + V.square().sum())) / (2 * len(h))
 
 
 def _with_slope(activation: nn.Module, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,12 +59,11 @@ def fit_and_gradient(
     """
     U, a, V, c = _unpacked(values, phi.shape[1], r.shape[1])
     s, slope = _with_slope(activation, phi @ U.T + a)
-    error, decay = s @ V.T + c - r, weight_decay / len(phi)
-    e = error / r.size
+    e = s @ V.T + c - r
     back = (e @ V) * slope
-    loss = (np.vdot(error, e) + decay * (np.vdot(U, U) + np.vdot(V, V))) / 2
-    parts = back.T @ phi + decay * U, back.sum(0), e.T @ s + decay * V, e.sum(0)
-    return float(loss), np.concatenate([part.ravel() for part in parts])
+    loss = (np.vdot(e, e) + weight_decay * (np.vdot(U, U) + np.vdot(V, V))) / 2
+    parts = back.T @ phi + weight_decay * U, back.sum(0), e.T @ s + weight_decay * V, e.sum(0)
+    return float(loss) / len(phi), np.concatenate([part.ravel() for part in parts]) / len(phi)
 
 
 def _unpacked(values: np.ndarray, D: int, k: int) -> tuple[np.ndarray, ...]:

@@ -35,7 +35,7 @@ def prototype_match(a: Tensor, s: Tensor, y: Tensor) -> Tensor:
         0.0
     """
     a, s = a.flatten(1), s.flatten(1)
-    return SCALE * F.mse_loss(a @ s.T, F.one_hot(y, len(s)).to(a.dtype)) / a.shape[1]
+    return SCALE * F.mse_loss(a @ s.T, _same_class(y, s)) / a.shape[1]
 
 
 def normalized_match(a: Tensor, s: Tensor, y: Tensor) -> Tensor:
@@ -53,9 +53,14 @@ def normalized_match(a: Tensor, s: Tensor, y: Tensor) -> Tensor:
         True
     """
     a, s = (_unit_rows(rows.flatten(1)) for rows in (a, s))
-    between = F.mse_loss(a @ s.T, F.one_hot(y, len(s)).to(a.dtype))
+    between = F.mse_loss(a @ s.T, _same_class(y, s))
     within = [F.mse_loss(t @ t.T, torch.eye(len(t), dtype=t.dtype, device=t.device)) for t in (a, s)]
     return between + (within[0] + within[1]) / 2
+
+
+def _same_class(y: Tensor, s: Tensor) -> Tensor:
+    """Return [y_i = j], (B, C)."""
+    return (y[:, None] == torch.arange(len(s), device=y.device)).to(s.dtype)
 
 
 def _unit_rows(rows: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ The network is built in place: rows of its hidden layer are U_t, a_t, columns of
 F_0 + sum_t rho_t c_t. So the model is the boosted network at any time, and its first stages are F_t exactly.
 
 Shapes: x (N, ...), phi (N, D), U_t (J, D), V_t (k, J) for k raw outputs, r (N, k), scores (N, outputs).
-Departures: the residual fit's mean is over samples and outputs and its weight decay is divided by the samples, as in
-scikit-learn, which the code calls; steps are bounded, and 0 where the loss is flat, where the code divides by zero. Any
-loss will do, by automatic differentiation; several classes then have the exact curvature instead of its diagonal.
+Departures: the residual fit sums over outputs; scikit-learn, which the code calls, follows the gradient of this sum but
+takes the mean for its value. Steps are bounded, and 0 where the loss is flat; there the code divides by zero. Any loss
+will do, by automatic differentiation; its curvature is then exact, where that of several classes is a diagonal.
 Cost: T fits of J units by L-BFGS in float64 on the CPU; the body runs once, if the data stay the same.
 """
 
@@ -281,14 +281,14 @@ class GradientBoosting(Rule):
         """Return a plain network of the first stages: the body itself, and copies of the last two layers.
 
         Args:
-            stages: How many, 0 to T; None is all of them.
+            stages: How many, 1 to T; None is all of them.
 
         Raises:
             InvalidInput: If there are not so many stages.
         """
         stages = len(self.rho) if stages is None else stages
-        if not 0 <= stages <= len(self.rho):
-            raise InvalidInput(f"there are {len(self.rho)} stages, so stages must be from 0 to that, not {stages}")
+        if not 1 <= stages <= len(self.rho):
+            raise InvalidInput(f"stages must be from 1 to {len(self.rho)}, which is all there are, not {stages}")
         body, hidden, activation, output = self._parts
         used = stages * self.step_units
         first = nn.utils.skip_init(nn.Linear, hidden.in_features, used).to(hidden.weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from functools import cache
 import torch
 from torch import nn
 
-import assay.rules
 from assay.errors import InvalidInput
 from assay.names import resolve
 from assay.rules.rule import Rule
@@ -33,7 +33,8 @@ SHAPE, CLASSES, BATCH = (1, 8, 8), 10, 20
 
 def public_rules() -> dict[str, type[Rule]]:
     """Return the rules of the seam by name."""
-    found = {name: getattr(assay.rules, name) for name in assay.rules.__all__}
+    seam = importlib.import_module("assay.rules")
+    found = {name: getattr(seam, name) for name in seam.__all__}
     return {n: c for n, c in found.items() if inspect.isclass(c) and issubclass(c, Rule) and c is not Rule}
 
 

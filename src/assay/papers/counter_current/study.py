@@ -20,7 +20,7 @@ CLAIM = (
     "alignment, and owes this to the learning of both networks."
 )
 
-LEARNING_RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+LEARNING_RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 DEEP = "mlp(width={width}, depth={depth}, bias=False, activation='elu')"
 
@@ -28,8 +28,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"model": DEEP.format(width=16, depth=2), "epochs": 2, "evaluate_every": 1},
     "desk": {
         "model": DEEP.format(width=128, depth=5),
-        "epochs": 12,
-        "evaluate_every": 3,
+        "epochs": 10,
+        "evaluate_every": 2,
         "tune": {"optimizer.lr": LEARNING_RATES},
     },
     "paper": {
@@ -44,7 +44,7 @@ DATA: Mapping[str, Mapping[str, dict[str, Any]]] = {
     "smoke": {"mnist": {"data": "digits(train=500)"}, "digits": {"data": "digits(train=500)"}},
     "desk": {
         "mnist": {"data": "mnist(train=5000, validation=1000, test=3000, pool=2)"},
-        "digits": {"data": "digits", "epochs": 36, "evaluate_every": 9},
+        "digits": {"data": "digits", "epochs": 30, "evaluate_every": 5},
     },
     "paper": {
         "mnist": {"data": "mnist(train=54000, validation=6000, test=10000)"},

@@ -165,6 +165,7 @@ SOURCES = {
     "schedule": "ours, the same for all arms",
     "tune": "ours: three rates for every arm, higher ones for the controls and for SGD, around where each learns best",
     "epochs": "scaled down from 50",
+    "checkpoint": "ours: the last state, for every arm",
     "batch_size": "scaled up from 50 because a step costs about the same",
     "evaluate_every": "ours: at the end, whose state counts",
     "probes": "the paper's measures of asymmetry and alignment",

@@ -72,32 +72,31 @@ def minimise(
     """
     train, test, net, criterion = _problem(streams, data, model)
     optimizer = _optimizer(method, net, lr, inner_steps)
-    passes, increase = {"forwards": 0, "backwards": 0}, -math.inf
-    history = [_loss(net, train, criterion)]
+    passes, every = {"forwards": 0, "backwards": 0}, 1 if batch_size is None else max(1, queries // 20)
+    history = {0: _loss(net, train, criterion)}
     for step, (x, y) in enumerate(itertools.islice(_endless(train, batch_size, streams.torch("order")), queries)):
         if method == "sgd-sqrt":
             optimizer.param_groups[0]["lr"] = lr / math.sqrt(step + 1)
         _step(optimizer, net, x, y, criterion, passes)
         check_deadline()
-        history.append(_loss(net, train, criterion))
-        increase = max(increase, history[-1] - history[-2])
-    if not math.isfinite(history[-1]):
+        if (step + 1) % every == 0 or step + 1 == queries:
+            history[step + 1] = _loss(net, train, criterion)
+    if not math.isfinite(history[queries]):
         raise FloatingPointError("the training loss is not finite")
     if validation_only:
-        return Record(metrics={"validation_score": -history[-1]})
-    metrics = {
-        "train_loss": history[-1],
-        "log10_train_loss": math.log10(max(history[-1], 1e-30)),
-        "largest_increase": increase,
-        **{name: float(count) for name, count in passes.items()},
-    }
+        return Record(metrics={"validation_score": -history[queries]})
+    metrics = _metrics(history[queries], passes, net, test)
+    if batch_size is None:
+        metrics["largest_increase"] = max(after - before for before, after in itertools.pairwise(history.values()))
+    return Record(metrics=metrics, series={"train_loss": Series(tuple(history), tuple(history.values()), unit="query")})
+
+
+def _metrics(loss: float, passes: dict[str, int], net: nn.Module, test: Split | None) -> dict[str, float]:
+    metrics = {"train_loss": loss, "log10_train_loss": math.log10(max(loss, 1e-30)), **passes}
     if test is not None:
         with torch.no_grad():
             metrics["test_accuracy"] = (net(test.inputs).argmax(1) == test.targets).double().mean().item()
-    every = max(1, queries // 20)
-    steps = tuple(range(0, queries + 1, every))
-    series = {"train_loss": Series(steps, tuple(history[step] for step in steps), unit="query")}
-    return Record(metrics=metrics, series=series)
+    return metrics
 
 
 def _problem(streams: Streams, data: str, model: str) -> tuple[Split, Split | None, nn.Module, Loss]:
