@@ -406,7 +406,8 @@ def files() -> Iterator[tuple[Path, str | bytes]]:
     for card in cards():
         page_path = _page(card)
         if page_path is not None:
-            yield page_path, _filled(page_path.read_text(encoding="utf-8"), {"evidence": evidence(card)})
+            text = _filled(page_path.read_text(encoding="utf-8"), {"evidence": evidence(card)})
+            yield page_path, _with_tables(text)
             for picture in sorted((card.folder / "pictures").glob("*.png")):
                 yield docs / "papers" / card.id / picture.name, picture.read_bytes()
     for guide in sorted((docs / "guides").glob("*.md")):

@@ -160,7 +160,7 @@ class CoordinateFit:
         program: ConvexProgram,
         rho: float,
         generator: torch.Generator,
-        sweeps: int = 20,
+        sweeps: int = 5,
         tolerance: float = 1e-4,
     ) -> None:
         self.program, self.rho, self.generator = program, rho, generator

@@ -18,7 +18,7 @@ from assay.errors import InvalidInput
 __all__ = ["LOSSES", "ConvexLoss", "Hinge", "Logistic", "Squared", "bisect"]
 
 
-def bisect(decreasing: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, steps: int = 45) -> Tensor:
+def bisect(decreasing: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, steps: int = 32) -> Tensor:
     """Return where functions cross 0, elementwise; the end of the interval for one that does not."""
     for _ in range(steps):
         middle = (low + high) / 2

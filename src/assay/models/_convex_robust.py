@@ -4,7 +4,7 @@ Bai, Gautam and Sojoudi (2023, arXiv:2201.01965), the program of adversarial tra
 general solver; here ADMM's copies q = H u (loss) and s = G u, a = u (constraints) have exact proximal steps, each a
 root of one scalar function per sample or block, found by bisection.
 
-Symbols as in `_convex_program`; t is the dual step. Cost per iteration: O(45 n (P + d)) and O(P^2 d).
+Symbols as in `_convex_program`; t is the dual step. Cost per iteration: O(32 n (P + d)) and O(P^2 d).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ an upper bound of it. A block v_i is the neuron v_i / sqrt|v_i| with output weig
 -sqrt|w_i|. Solvers: `_convex_admm` (also the robust form), `_sampled_program` (random neurons instead of patterns).
 
 Shapes: n samples, d features, P patterns, m neurons; X (n, d), y (n,) or (n, 1). One output.
-Departures: losses are sums (the robust program of the paper takes the mean: its beta times n here); solver as said there.
+Departures: losses are sums (the robust program of the paper takes the mean: its beta times n here); solvers say theirs.
 Cost: the factor takes O(min(n, P d)^3) once; an iteration O(n d P + min(n, P d)^2); memory O(n P + min(n, P d)^2).
 """
 
@@ -39,8 +39,8 @@ class ConvexReLU:
     Args:
         n_patterns: Draws of activation patterns, or of random neurons with "fista_scp"; at least 1.
         beta: Weight decay of (NC), against a loss that is a sum over samples; above 0.
-        loss: "squared" is half the squared error; "bce" log(1 + e^{2z}) - 2 y z for labels 0 and 1; "hinge". The two for
-            classes take labels 0 and 1 or -1 and 1, and the class is the output's sign.
+        loss: "squared" is half the squared error; "bce" log(1 + e^{2z}) - 2 y z for labels 0 and 1; "hinge". Both of
+            the latter take labels 0 and 1 or -1 and 1, and the class is the output's sign.
         solver: "admm" with one Cholesky factor; "admm_rbcd", block coordinate descent without a factor, for smooth
             losses; "fista_scp", the lasso over fixed random neurons, for smooth losses.
         rho: ADMM's penalty; too small and it is long infeasible, too large and the loss falls slowly.

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from assay.optim.coat_adamw import COATAdamW
 from assay.optim.perp_grad import PerpGrad
 from assay.testing._optim_cases_adagrad import CASES as ADAGRAD
+from assay.testing._optim_cases_dale import CASES as DALE
 from assay.testing._optim_cases_first_order import CASES as FIRST_ORDER
+from assay.testing._optim_cases_newton import CASES as NEWTON
 from assay.testing._optim_cases_noise import CASES as NOISE
 from assay.testing._optim_cases_sam import CASES as SAM
 from assay.testing._optim_cases_stable_spam import CASES as STABLE_SPAM
@@ -53,6 +55,8 @@ CASES: dict[str, Factory] = {
     "perp-grad-global": _perp_grad(torch.optim.SGD, lr=0.1, granularity="global"),
     "perp-grad-unscaled": _perp_grad(torch.optim.SGD, lr=0.1, rescale=False),
     **ADAGRAD,
+    **DALE,
+    **NEWTON,
     **NOISE,
     **SAM,
     **STABLE_SPAM,

@@ -25,9 +25,9 @@ from assay.rules.fitting import fit
 from assay.rules.forward_forward import ForwardForward
 from assay.rules.mono_forward import MonoForward
 from assay.rules.rule import Rule
+from assay.testing._rule_cases_boosting import BOOSTING_CASES
 from assay.testing._rule_cases_counter_current import COUNTER_CURRENT_CASES
 from assay.testing._rule_cases_equilibrium import CASES as EQUILIBRIUM_CASES
-from assay.testing._rule_cases_boosting import BOOSTING_CASES
 from assay.testing._rule_cases_noprop import NOPROP_CASES
 from assay.testing._rule_cases_physical import PHYSICAL_CASES
 from assay.testing._rule_cases_projections import PROJECTION_CASES

@@ -50,7 +50,7 @@ def test_the_synthetic_problem_is_the_papers() -> None:
     torch.testing.assert_close(split.inputs @ A.T, split.targets, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(split.targets[:, -1], torch.zeros(50), rtol=0, atol=1e-8)
     assert (
-        0 < A.min() + 1e-5
+        A.min() + 1e-5 > 0
         and A[0].max() <= 1 + 1e-5
         and [tuple(p.shape) for p in model.parameters()] == [(10, 6), (10, 10)]
     )

@@ -7,17 +7,18 @@ final quality the page shows the time to a target as AlgoPerf scores it (`assay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from assay.comparisons.optimizers.training import train
 from assay.errors import InvalidInput
-from assay.lab import Study, TunedCall, less
+from assay.lab import Study, TunedCall, greater, less
+from assay.lab.expectations import Expectation
 
 CLAIM = (
-    "At equal tuning on three small tasks, none of the newer first-order optimizers ends at a lower test loss than "
-    "AdamW, except for Muon on the transformer."
+    "At equal tuning, no optimizer here but Muon ends at a lower test loss than AdamW by 0.01 nats on images or by 0.02 nats "
+    "on characters; Muon does on the transformer."
 )
 
 
@@ -26,7 +27,7 @@ class Method:
     """One optimizer and how it is tuned.
 
     Args:
-        optimizer: Its name, as `assay.names` reads it.
+        optimizer: Its name, as `assay.names` reads it; peers are shown without an expectation.
         rates: Candidate learning rates.
         other: Further arguments of the training loop.
         without: Tasks on which it is another method or none.
@@ -40,13 +41,39 @@ class Method:
 
 ADAPTIVE = (1e-3, 3e-3, 1e-2, 3e-2)
 GRADIENT = (1e-2, 3e-2, 1e-1, 3e-1)
+# Relative to the size of the weights.
+TRUST = (3e-3, 1e-2, 3e-2, 1e-1)
 MUON = "assay.comparisons.optimizers.training:MuonWithAdamW"
+PEER = "pytorch_optimizer"
 METHODS: Mapping[str, Method] = {
     "adamw": Method("adamw", ADAPTIVE),
     "sgd": Method("sgd(momentum=0.9)", GRADIENT),
     "muon": Method(MUON, ADAPTIVE),
+    "adagrad": Method("adagrad", GRADIENT),
+    "diffgrad": Method("diff-grad", ADAPTIVE),
+    "lamb": Method("lamb", TRUST),
+    "lars": Method("lars", TRUST),
+    "stable-spam": Method("stable-spam", ADAPTIVE),
+    "spam": Method("spam", ADAPTIVE),
+    "coat-adamw": Method("coat-adamw", ADAPTIVE),
+    "gradient-noise": Method("sgd(momentum=0.9)", GRADIENT, {"around": "gradient-noise(eta=0.01, clip_norm=10.0)"}),
+    "sam": Method("sgd(momentum=0.9)", GRADIENT, {"around": "sam(rho=0.05)"}),
+    "adadagrad": Method("adagrad", GRADIENT, {"batch_test": "norm-test(eta=1.0)"}, without=("mnist-cnn",)),
+    "adagrad-norm": Method("ada-grad-norm", (3e-1, 1.0, 3.0, 10.0)),
+    "target-surrogate": Method(
+        "armijo-descent", (3e-1, 1.0, 3.0, 10.0), {"around": "target-surrogate(eta=8.0, inner_steps=3)"}
+    ),
+    "tract": Method(
+        "adamw", ADAPTIVE, {"surgery": "assay.nn.first_layer_surgery:tract"}, without=("shakespeare-transformer",)
+    ),
+    "peer-lamb": Method(f"{PEER}:Lamb", TRUST),
+    "peer-stable-spam": Method(f"{PEER}:StableSPAM", ADAPTIVE),
+    "peer-diffgrad": Method(f"{PEER}:DiffGrad", ADAPTIVE),
 }
 REFERENCE = "adamw"
+ESTABLISHED = ("adamw", "sgd", "adagrad", "muon")
+# Differences in nats that would matter to a user of such networks.
+MARGINS: Mapping[str, float] = {"mnist-cnn": 0.01, "shakespeare-transformer": 0.02, "digits-mlp": 0.01}
 
 TASKS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "smoke": {
@@ -60,7 +87,7 @@ TASKS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "batch_size": 64,
         },
         "shakespeare-transformer": {
-            "data": "tinyshakespeare(context=32, train=4000, validation=300, test=600)",
+            "data": "tinyshakespeare(context=32, train=3000, validation=300, test=600)",
             "model": "transformer-lm(width=64, depth=2, heads=4)",
             "passes": 2,
             "batch_size": 32,
@@ -91,7 +118,8 @@ SOURCES = {
     "data": "ours: three real data sets that run in seconds",
     "model": "ours: networks that two cores train in seconds",
     "optimizer": "the papers' defaults but for the learning rate",
-    "transform": "the paper's default",
+    "around": "the papers' defaults, but the noise and the surrogate's steps: see the limits",
+    "batch_test": "ours: the tolerance of the paper's own study here",
     "surgery": "the paper's default",
     "learning_rate": "tuned on validation loss, as many candidates for every method",
     "tune": "ours: a factor of about 3 between candidates, around the values that the papers use",
@@ -103,8 +131,10 @@ LIMITS = {
     "desk": (
         "Three small tasks of a few hundred steps, four learning rates each and no other hyper-parameter tuned: no large "
         "batches, no four-bit arithmetic, no instabilities of large models, so nothing about the settings for which most "
-        "of these methods were made; their own studies look at those. Budgets and the targets were set from runs of "
-        "AdamW, SGD and Muon on one other seed, in which Muon's lead on the transformer was seen."
+        "of these methods were made; their own studies look at those. AdAdaGrad needs gradients of single samples, which "
+        "the CNN's batch norm does not have, TrAct a plain first layer, which the transformer does not; Muon is AdamW on "
+        "the CNN, whose kernels are no matrices, and second-order and convex methods are left to their own studies. Budgets, grids and targets "
+        "were set from runs on two other seeds, in which Muon's lead on the transformer was seen, and AdamW's over most others."
     ),
     "paper": "AlgoPerf's own workloads need accelerators; these are the same three tasks, larger.",
 }
@@ -130,13 +160,24 @@ def study(scale: str) -> Study:
         )
         for task, setting in tasks.items()
         for name, method in METHODS.items()
-        if task not in method.without and (scale != "smoke" or not method.optimizer.startswith("pytorch_optimizer"))
+        if task not in method.without and (scale != "smoke" or not method.optimizer.startswith(PEER))
     }
     return Study(
         claim=CLAIM,
         arms=arms,
-        expects=[less("test_loss", "digits-mlp/adamw", "digits-mlp/sgd")],
+        expects=_expectations([*arms]),
         sources=SOURCES,
         limits=LIMITS[scale],
         seeds=2 if scale == "smoke" else 6,
     )
+
+
+def _expectations(arms: Sequence[str]) -> list[Expectation]:
+    """Return the claim's statements that the arms allow."""
+    stated: list[Expectation] = []
+    for arm in arms:
+        task, _, name = arm.rpartition("/")
+        if name not in ESTABLISHED and not name.startswith("peer-"):
+            stated.append(greater("test_loss", arm, f"{task}/{REFERENCE}", margin=-MARGINS[task]))
+    muon = "shakespeare-transformer/muon"
+    return [*stated, *([less("test_loss", muon, f"shakespeare-transformer/{REFERENCE}")] if muon in arms else [])]

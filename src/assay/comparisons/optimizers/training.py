@@ -1,15 +1,15 @@
 """The training loop of the comparison of optimizers: one loop for all of them, its budget counted in gradients.
 
-The budget is a number of samples whose gradient was computed. An optimizer that evaluates the gradient several times per
-step spends it faster. The learning rate follows the same shape for every optimizer: linear warm-up over the first
+The budget is a number of samples that went through the network for a gradient. An optimizer that needs several passes
+per step, or gradients of single samples, spends it faster. The learning rate follows the same shape for every optimizer: linear warm-up over the first
 twentieth of the budget, then a cosine down to zero.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from assay.data.adaptive_batches import AdaptiveBatchSampler
 from assay.data.batching import batches
 from assay.data.dataset import Dataset, Split
 from assay.lab import Record, Series
 from assay.lab.resources import check_deadline
 from assay.names import Spec, parse, resolve
+from assay.optim.adaptive_batch import AdaptiveBatch
+from assay.optim.target_surrogates import TargetSurrogate
 from assay.streams import Streams
 
 __all__ = ["MuonWithAdamW", "train"]
 
 WARM_UP = 0.05
 EVALUATION_BATCH = 512
+TESTED = 64
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -71,6 +75,11 @@ class _Progress:
     def share(self) -> float:
         return self.spent / self.budget
 
+    def measure(self, loss: float, samples: int) -> None:
+        self.losses.append(loss)
+        self.passes.append(self.spent / samples)
+        self.times.append(self.seconds)
+
 
 def train(
     streams: Streams,
@@ -81,7 +90,8 @@ def train(
     learning_rate: float,
     passes: float,
     batch_size: int,
-    transform: str | None = None,
+    around: str | None = None,
+    batch_test: str | None = None,
     surgery: str | None = None,
     evaluations: int = 20,
     validation_only: bool = False,
@@ -96,7 +106,8 @@ def train(
         learning_rate: Its largest learning rate.
         passes: Budget: gradients of so many training sets.
         batch_size: Samples per mini-batch.
-        transform: What is put on the optimizer.
+        around: A transform of the optimizer's gradients, or an optimizer that wraps it.
+        batch_test: Lets batches grow: a test of `assay.optim` on the gradients of the batch's first samples.
         surgery: What changes the model's layers before training, "package.module:function".
         evaluations: How often the validation loss is measured.
         validation_only: Leave the test split alone, as tuning must.
@@ -112,28 +123,39 @@ def train(
         if surgery is not None:
             resolve("nn", surgery)(network)
         torch.manual_seed(streams.entropy("noise"))
-        spec = parse(optimizer)
-        stepper = resolve("optim", str(Spec(spec.name, spec.args, {**spec.kwargs, "lr": learning_rate})))(
-            network.parameters()
-        )
-        if transform is not None:
-            resolve("optim", transform)(stepper)
-        progress = _Progress(passes * len(dataset.train.inputs))
-        for x, y in _stream(dataset.train, batch_size, streams.torch("order")):
-            if progress.share >= 1 or not progress.finite:
-                break
-            _update(network, stepper, x, y, progress, learning_rate)
-            if progress.share >= len(progress.losses) / evaluations:
-                progress.losses.append(_evaluate(network, dataset.validation)[0])
-                progress.passes.append(progress.spent / len(dataset.train.inputs))
-                progress.times.append(progress.seconds)
-                check_deadline()
+        stepper = _stepper(network, optimizer, learning_rate, around, streams.torch("noise"))
+        count = len(dataset.train.inputs)
+        sampler = AdaptiveBatchSampler(count, batch_size, generator=streams.torch("order"))
+        adaptive = None
+        if batch_test is not None:
+            test = resolve("optim", batch_test)()
+            adaptive = AdaptiveBatch(stepper, sampler, test, network, _loss, subsample=TESTED)
+        progress = _Progress(passes * count)
+        while progress.share < 1 and progress.finite:
+            for indices in sampler:
+                chosen = torch.tensor(indices)
+                x, y = dataset.train.inputs[chosen], dataset.train.targets[chosen]
+                _update(network, stepper, adaptive, x, y, progress, learning_rate)
+                if progress.share >= len(progress.losses) / evaluations:
+                    progress.measure(_evaluate(network, dataset.validation)[0], count)
+                    check_deadline()
+                if progress.share >= 1 or not progress.finite:
+                    break
         return _record(network, dataset, progress, validation_only)
 
 
-def _stream(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        yield from batches(split, batch_size, generator)
+def _stepper(
+    network: nn.Module, optimizer: str, learning_rate: float, around: str | None, noise: torch.Generator
+) -> Any:
+    spec = parse(optimizer)
+    named = str(Spec(spec.name, spec.args, {**spec.kwargs, "lr": learning_rate}))
+    stepper = resolve("optim", named)(list(network.parameters()))
+    if around is None:
+        return stepper
+    make = resolve("optim", around)
+    drawing = {"generator": noise} if "generator" in inspect.signature(make).parameters else {}
+    made = make(stepper, **drawing)
+    return made if isinstance(made, torch.optim.Optimizer) else stepper
 
 
 def _rate(share: float) -> float:
@@ -142,9 +164,17 @@ def _rate(share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (share - WARM_UP) / (1 - WARM_UP))))
 
 
-def _update(network: nn.Module, stepper: Any, x: Tensor, y: Tensor, progress: _Progress, learning_rate: float) -> None:
+def _update(
+    network: nn.Module,
+    stepper: Any,
+    adaptive: AdaptiveBatch | None,
+    x: Tensor,
+    y: Tensor,
+    progress: _Progress,
+    learning_rate: float,
+) -> None:
     start = time.process_time()
-    # The rate of the step's end: the first step must move.
+    # The rate of the step's middle: the first step must move.
     rate = learning_rate * _rate(progress.share + len(x) / progress.budget / 2)
     for group in stepper.param_groups:
         group["lr"] = rate
@@ -158,7 +188,16 @@ def _update(network: nn.Module, stepper: Any, x: Tensor, y: Tensor, progress: _P
         progress.finite = progress.finite and bool(torch.isfinite(loss))
         return loss
 
-    if getattr(stepper, "needs_closure", False):
+    if adaptive is not None:
+        progress.finite = bool(torch.isfinite(adaptive.step(x, y)))
+        progress.spent += len(x) + min(len(x), TESTED)
+    elif isinstance(stepper, TargetSurrogate):
+        before = stepper.counts["forwards"]
+        # One example is one prediction: a character of a text, too.
+        value = stepper.step(lambda: network(x).flatten(0, -2), lambda z: _loss(z, y.flatten()))
+        progress.finite = bool(torch.isfinite(value))
+        progress.spent += len(x) * (stepper.counts["forwards"] - before)
+    elif getattr(stepper, "needs_closure", False):
         stepper.step(closure)
     else:
         closure()

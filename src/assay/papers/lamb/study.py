@@ -52,10 +52,10 @@ TASKS: dict[str, dict[str, Task]] = {
             "mnist(train=6000, validation=1000, test=2000, pool=2)", "mlp(width=128, depth=2)", 8, (64, 512, 3000)
         ),
         "text": Task(
-            "tinyshakespeare(context=32, train=4000, validation=400, test=800)",
-            "transformer-lm(width=32, depth=2)",
-            2,
-            (16, 500),
+            "tinyshakespeare(context=32, train=3000, validation=400, test=800)",
+            "transformer-lm(width=32, depth=1)",
+            3,
+            (16, 128),
         ),
     },
     "paper": {
@@ -126,7 +126,7 @@ SOURCES = {
     "weight_decay": "the paper: 0.01, not on biases and normalisation",
     "epochs": "scaled down from about 40 (BERT) and 90 (ImageNet)",
     "base_batch": "ours: the smallest, and for 'retuned' the largest",
-    "batch_sizes": "scaled down from 512 to 32k: half of the training set, and an eighth of the text's, are large",
+    "batch_sizes": "scaled down from 512 to 32k: half of the digits, and 128 windows of text, are large",
     "tune": "ours: five learning rates each, on grids of their own, since LAMB's are relative to the weights",
 }
 SOURCES_PAPER = {

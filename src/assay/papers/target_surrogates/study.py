@@ -21,10 +21,10 @@ __all__ = ["study"]
 DIGITS = "digits(train=200, validation=10, test=200)"
 TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
-        "mnist": {"data": DIGITS, "queries": 10, "batch_size": 50},
-        "full": {"data": DIGITS, "queries": 5, "batch_size": None},
-        "digits": {"data": DIGITS, "queries": 10, "batch_size": 50},
-        "factorisation": {"data": "factorisation", "queries": 10, "batch_size": 125},
+        "mnist": {"data": DIGITS, "queries": 4, "batch_size": 50},
+        "full": {"data": DIGITS, "queries": 3, "batch_size": None},
+        "digits": {"data": DIGITS, "queries": 4, "batch_size": 50},
+        "factorisation": {"data": "factorisation", "queries": 4, "batch_size": 125},
     },
     "desk": {
         "mnist": {"data": "mnist(train=2000, validation=10, test=2000, pool=2)", "queries": 100, "batch_size": 125},
