@@ -10,7 +10,7 @@ The goals: compiled whole at most 2 times fused AdamW, eager at most 1.3 times f
 pytorch_optimizer's time for the same optimizer.
 
     python bench/optimizer_steps.py            # everything, written to bench/results
-    python bench/optimizer_steps.py --quick    # 8 tensors, few rounds, nothing written
+    python bench/optimizer_steps.py --quick    # 4 tensors, few rounds, nothing written
 """
 
 from __future__ import annotations
@@ -153,12 +153,12 @@ def compare(tensors: int, entries: int, rounds: int) -> list[dict[str, object]]:
 def main() -> None:
     """Measure and write bench/results/optimizer_steps.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="8 tensors and 3 rounds, nothing written")
+    parser.add_argument("--quick", action="store_true", help="4 tensors and 3 rounds, nothing written")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     # all optimizers share the code of the function that wraps their steps, where compiled versions are counted
     torch._dynamo.config.recompile_limit = 64
-    tensors, rounds = (8, 3) if arguments.quick else (100, 9)
+    tensors, rounds = (4, 3) if arguments.quick else (100, 9)
     rows = compare(tensors, 250_000, rounds)
     if arguments.quick:
         print(table(rows))

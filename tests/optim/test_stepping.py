@@ -175,6 +175,23 @@ def test_sparse_gradients_are_refused():
             kind(layer.parameters()).step()
 
 
+def test_the_scaler_of_mixed_precision_skips_what_overflows_and_unscales_the_rest():
+    """Scaled gradients would reach the step, or an overflow be taken."""
+    for kind in (DiffGrad, LAMB, LARS):
+        (scaled,), (plain,) = filled((3, 2)), filled((3, 2))
+        optimizer, scaler = kind([scaled], lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0)
+        start = scaled.detach().clone()
+        scaler.scale(torch.ones(()))
+        scaled.grad = torch.full((3, 2), float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(scaled.detach(), start), kind
+        scaled.grad = scaler.scale(plain.grad.clone())
+        scaler.step(optimizer)
+        kind([plain], lr=0.1).step()
+        torch.testing.assert_close(scaled, plain)
+
+
 def test_a_nan_stays_in_its_tensor():
     """One bad gradient would spoil other tensors of the list."""
     for kind in (DiffGrad, LAMB, LARS):

@@ -4,13 +4,14 @@ Paper: "Dale meets Langevin" (arXiv:2510.02730, v1), the forward process dX = mu
 
     X_t = x_0 o exp((mu - sigma^2 / 2) t + sigma sqrt(t) Z),     Z ~ N(0, I)
 
-so log x_t is normal around log x_0 with drift (mu - sigma^2 / 2) t and variance sigma^2 t, and E x_t = x_0 e^{mu t}. With
-the default mu = sigma^2 / 2 the mean of the logarithm stays.
+so log x_t is normal around log x_0 with drift (mu - sigma^2 / 2) t and variance sigma^2 t, and E x_t = x_0 e^{mu t}.
+With the default mu = sigma^2 / 2 the mean of the logarithm stays.
 
 Shapes: x_0 and x_t (B, ...), positive; t (B,) or one number.
 
-Know before use: x near 0 has a logarithm near minus infinity. The paper adds 1 to pixels in [0, 1], which is part of the
-method. For sigma = 0.8 the noise does not hide the data at t = 1; samples start from a log-normal fitted to the noised data.
+Know before use: x near 0 has a logarithm near minus infinity. The paper adds 1 to pixels in [0, 1], which is part of
+the method. For sigma = 0.8 the noise does not hide the data at t = 1; samples start from a log-normal fitted to the
+noised data.
 Cost: one normal draw and one exp per entry.
 """
 

@@ -26,6 +26,8 @@ from assay.lab.experiment import TuningPoint as TuningPoint
 from assay.lab.judge import Component as Component
 from assay.lab.judge import Outcome as Outcome
 from assay.lab.judge import Verdict as Verdict
+from assay.lab.performance_profiles import Profile as Profile
+from assay.lab.performance_profiles import profiles as profiles
 from assay.lab.pictures import LARGEST_PICTURES as LARGEST_PICTURES
 from assay.lab.pictures import check_pictures as check_pictures
 from assay.lab.pictures import data_uri as data_uri
@@ -76,6 +78,7 @@ from assay.lab.store import StoredStudy as StoredStudy
 from assay.lab.store import StoredTrial as StoredTrial
 from assay.lab.store import default_store as default_store
 from assay.lab.study import Study as Study
+from assay.lab.training import check as check
 from assay.lab.training import rehearse as rehearse
 from assay.lab.training import timed as timed
 from assay.lab.training import train as train

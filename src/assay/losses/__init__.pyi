@@ -16,8 +16,15 @@ from assay.losses.hessian_alignment import hessian_alignment_penalty as hessian_
 from assay.losses.hessian_alignment import hutchinson_diagonal as hutchinson_diagonal
 from assay.losses.irm import IRMPenalty as IRMPenalty
 from assay.losses.irm import irm_penalty as irm_penalty
+from assay.losses.jacobian_symmetry import JacobianSymmetryLoss as JacobianSymmetryLoss
+from assay.losses.jacobian_symmetry import jacobian_directions as jacobian_directions
+from assay.losses.jacobian_symmetry import jacobian_moments as jacobian_moments
+from assay.losses.jacobian_symmetry import jacobian_symmetry_loss as jacobian_symmetry_loss
 from assay.losses.leave_one_out import LeaveOneOutKNNLoss as LeaveOneOutKNNLoss
 from assay.losses.leave_one_out import leave_one_out_knn_loss as leave_one_out_knn_loss
+from assay.losses.multiplicative_score_matching import MultiplicativeDSM as MultiplicativeDSM
+from assay.losses.multiplicative_score_matching import hyvarinen_nonneg as hyvarinen_nonneg
+from assay.losses.multiplicative_score_matching import multiplicative_dsm_loss as multiplicative_dsm_loss
 from assay.losses.rescaled_mse import RescaledMSELoss as RescaledMSELoss
 from assay.losses.rescaled_mse import rescaled_mse_loss as rescaled_mse_loss
 from assay.losses.sop import SOPLoss as SOPLoss

@@ -3,16 +3,16 @@
 Paper: "Dale meets Langevin" (arXiv:2510.02730, v1), multiplicative (denoising) score matching; Hyvarinen, "Some
 extensions of score matching" (2007), eq. (28). Both learn the scaled score h(x) = x o grad log p(x):
 
-    M-DSM        E |sigma^2 t h(x_t, t) + log x_t - log x_0 - mu t + 1.5 sigma^2 t|^2     x_t noised, t = k / N, 0 < k < N
-    Hyvarinen    E sum_i [ 2 x_i s_i + x_i^2 d_i s_i + x_i^2 s_i^2 / 2 ] = E sum_i [ h_i + x_i d_i h_i + h_i^2 / 2 ]
+    M-DSM      E |sigma^2 t h(x_t, t) + log x_t - log x_0 - mu t + 1.5 sigma^2 t|^2    x_t noised, t = k / N, 0 < k < N
+    Hyvarinen  E sum_i [ 2 x_i s_i + x_i^2 d_i s_i + x_i^2 s_i^2 / 2 ] = E sum_i [ h_i + x_i d_i h_i + h_i^2 / 2 ]
 
-with s = grad log p. Given x_0 the noised data have h = -1 - Z / (sigma sqrt(t)) with the noise Z, so in y = log x, whose
-score is h + 1, M-DSM is denoising score matching with the weight sigma^4 t^2; as prediction of the noise,
+with s = grad log p. Given x_0 the noised data have h = -1 - Z / (sigma sqrt(t)) with the noise Z, so in y = log x,
+whose score is h + 1, M-DSM is denoising score matching with the weight sigma^4 t^2; as prediction of the noise,
 eps = -sigma sqrt(t) (h + 1), it is sigma^2 t |eps - Z|^2.
 
 Shapes: x, x_0 and h (B, ...), t (B,). The norm is summed over a sample's entries and averaged over samples.
-Departures: networks give h = x o s, not s, which is far better conditioned at small t (the official code's network gives
-s). Noise and loss use the same t (the official code is off by one step). The weighting "noise", |eps - Z|^2, is ours.
+Departures: networks give h = x o s, not s, which is far better conditioned at small t (the official code's network
+gives s). Noise and loss use the same t (official code: one step off). The weighting "noise", |eps - Z|^2, is ours.
 Cost: M-DSM one pass of the network; Hyvarinen's d forward-mode products for samples with d entries, or one per draw.
 """
 
@@ -72,8 +72,8 @@ class MultiplicativeDSM(nn.Module):
         generator: Draws times and noise; None is torch's global generator.
 
     Raises:
-        InvalidInput: On an option out of its range; from `forward`, on data that are not above 0, or on scores of another
-            shape.
+        InvalidInput: On an option out of its range; from `forward`, on data that are not above 0, or on scores of
+            another shape.
 
     Example:
         >>> loss = MultiplicativeDSM(generator=torch.Generator().manual_seed(0))
@@ -101,7 +101,7 @@ class MultiplicativeDSM(nn.Module):
         self.levels, self.weighting, self.generator = levels, weighting, generator
 
     def forward(self, scaled_score: Callable[[Tensor, Tensor], Tensor], x0: Tensor) -> Tensor:
-        """Return the loss of a function (x_t, t) -> h at data (B, ...) above 0, with one draw of time and noise each."""
+        """Return the loss of a function (x_t, t) -> h at data (B, ...) above 0; each gets a time and a noise."""
         k = torch.randint(1, self.levels, (len(x0),), generator=self.generator, device=x0.device)
         t = k.to(x0.dtype) / self.levels
         x_t = gbm_noise(x0, t, self.sigma, self.mu, self.generator)

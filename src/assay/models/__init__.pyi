@@ -2,6 +2,7 @@
 from assay.models.cnn import CNN as CNN
 from assay.models.collapse_minima import layer_peeled_minimum as layer_peeled_minimum
 from assay.models.collapse_minima import ufm_minimum as ufm_minimum
+from assay.models.convex_relu import ConvexReLU as ConvexReLU
 from assay.models.ensemble import Ensemble as Ensemble
 from assay.models.ensemble import member_orders as member_orders
 from assay.models.group_mlp import GroupMLP as GroupMLP
@@ -10,6 +11,14 @@ from assay.models.linear_contrastive import ContrastiveMinimum as ContrastiveMin
 from assay.models.linear_contrastive import LinearContrastive as LinearContrastive
 from assay.models.linear_contrastive import contrastive_minimum as contrastive_minimum
 from assay.models.mlp import MLP as MLP
+from assay.models.multiplicative_score_net import MultiplicativeScoreNet as MultiplicativeScoreNet
+from assay.models.noprop_chain import NoPropChain as NoPropChain
+from assay.models.noprop_net import NoPropNet as NoPropNet
+from assay.models.physical_network import PhysicalNetwork as PhysicalNetwork
+from assay.models.relaxation_net import RelaxationCNN as RelaxationCNN
+from assay.models.relaxation_net import RelaxationNet as RelaxationNet
+from assay.models.relu_patterns import activation_patterns as activation_patterns
+from assay.models.row_rnn import RowRNN as RowRNN
 from assay.models.squared_loss_landscape import SquaredLossMinimum as SquaredLossMinimum
 from assay.models.squared_loss_landscape import origin_curvature as origin_curvature
 from assay.models.squared_loss_landscape import squared_loss_minimum as squared_loss_minimum

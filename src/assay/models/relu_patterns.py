@@ -70,11 +70,15 @@ def activation_patterns(
 def _draw(X: Tensor, n: int, radius: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return the pattern of each draw (n draws, samples), equal ones included."""
     generator = generator or torch.Generator().manual_seed(0)
+
+    def direction() -> Tensor:  # one by one: a longer draw need not begin as a shorter one does
+        return torch.randn(X.shape[1], dtype=X.dtype, generator=generator)
+
     if not bool((radius > 0).any()):
-        return torch.randn(n, X.shape[1], dtype=X.dtype, generator=generator) @ X.T >= 0
+        return torch.stack([direction() for _ in range(n)]) @ X.T >= 0
     rows = []
     for _ in range(math.ceil(n / 2)):
-        u = torch.randn(X.shape[1], dtype=X.dtype, generator=generator)
+        u = direction()
         corner = torch.randint(2, X.shape, generator=generator) * 2 - 1
         rows += [X @ u >= 0, (X + radius * corner) @ u >= 0]
     return torch.stack(rows[:n])

@@ -166,8 +166,11 @@ def per_tensor(values: Tensor, like: list[Tensor]) -> list[float] | list[Tensor]
         return values.tolist()
     # a double would widen the compiled loop over a float tensor; half precision has no room for corrections
     values = values.to(torch.promote_types(like[0].dtype, torch.float32))
-    # the compiler would evaluate the scalar again for every few entries of a tensor; it does not look through a scatter
-    return list(torch.zeros_like(values).scatter(0, torch.arange(len(values), device=values.device), values).unbind())
+    if torch.compiler.is_compiling():
+        # else the scalar is evaluated again for every few entries of a tensor; the compiler keeps what is scattered
+        places = torch.arange(len(values), device=values.device)
+        values = torch.zeros_like(values).scatter(0, places, values)
+    return list(values.unbind())
 
 
 def norms(tensors: list[Tensor]) -> Tensor:

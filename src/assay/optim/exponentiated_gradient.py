@@ -6,14 +6,14 @@ weights w of either sign with gradient g:
     w <- w o exp(-lr sign(w) o g)
 
 so log|w| changes by exactly -lr sign(w) g: mirror descent with the potential sum |w| log|w|, whose step is
--lr |w| g while it is small. For weights >= 0 it is the exponentiated gradient of Kivinen and Warmuth (1997), unnormalised.
+-lr |w| g while it is small. Weights >= 0: the unnormalised exponentiated gradient of Kivinen, Warmuth (1997).
 
 Shapes: w and g are tensors of one shape, real.
 
 Know before use: a weight that is 0 stays 0, so biases that begin there can't learn by factors. Parameters of fewer than
 `min_ndim` dimensions (biases and gains, no synapses) therefore take gradient steps, as if their size were
-`additive_size`; `min_ndim=0` treats all alike. As a weight moves by lr |w| g, rates are much larger than SGD's, by about
-1/|w|. Nothing bounds a factor: clip gradients that may be large, since a weight that underflows to 0 stays there.
+`additive_size`; `min_ndim=0` treats all alike. As a weight moves by lr |w| g, rates are much larger than SGD's, by
+about 1/|w|. Nothing bounds a factor: clip gradients that may be large, since a weight that underflows to 0 stays there.
 Departures: `min_ndim`, `additive_size` and `weight_decay` are ours. The decay of log|w| is an L1 penalty.
 Cost: no state but the step count; one exp per weight.
 """

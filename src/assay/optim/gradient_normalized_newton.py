@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
+from assay.optim._metric_space import MetricSpace, checked_matrix, metric_root
 from assay.optim._shifted_systems import DenseSystem, KrylovSystem, RowsSystem, ShiftedSystem
 from assay.optim.curvature import Curvature, LowRank, Matrix, jacobian
 
@@ -100,7 +101,7 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
         self.metric = metric
         super().__init__(params, {"lr": lr})
         if metric is not None:
-            _root(metric, sum(p.numel() for p in self._params()))
+            metric_root(metric, sum(p.numel() for p in self._params()))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its parameters must be real and dense, its `lr` finite and at least 0."""
@@ -148,7 +149,7 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
         loss, gradients = self._evaluate(closure, params, create_graph=self.curvature == "hessian")
         scale = torch.cat([p.new_full((p.numel(),), 0.0 if g is None else s) for p, g, s in self._scaled(gradients)])
         flat = _flat(params, gradients)
-        space = _Space(scale.to(flat.dtype), self.metric)
+        space = MetricSpace(scale.to(flat.dtype), self.metric)
         g = space.covector(flat.detach())
         norm = float(g.norm())
         if math.isfinite(loss.item()) and self.tol < norm < math.inf:
@@ -162,7 +163,7 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
         self,
         closure: Callable[[], Tensor],
         params: list[Tensor],
-        space: _Space,
+        space: MetricSpace,
         system: ShiftedSystem,
         g: Tensor,
         loss: float,
@@ -208,7 +209,7 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
             raise InvalidInput("GradientNormalizedNewton needs dense gradients; use nn.Embedding(sparse=False)")
         return loss, list(found)
 
-    def _system(self, space: _Space, g: Tensor, gradient: Tensor, params: list[Tensor]) -> ShiftedSystem | None:
+    def _system(self, space: MetricSpace, g: Tensor, gradient: Tensor, params: list[Tensor]) -> ShiftedSystem | None:
         """Return the equations for d in the coordinates in which the metric is the identity; None if not finite."""
         self._memory()["curvatures"] += 1
         H: Matrix
@@ -219,13 +220,13 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
         else:
             H = _hessian(gradient, params)
         if isinstance(H, LowRank):
-            H = LowRank(_checked(H.rows, len(g)).to(g))
+            H = LowRank(checked_matrix(H.rows, len(g)).to(g))
             rows = space.rows(H.rows)
             if not rows.isfinite().all():
                 return None
             return RowsSystem(rows, g) if len(rows) < len(g) else DenseSystem(rows.T @ rows, g)
         if isinstance(H, Tensor):
-            matrix = space.rows(space.rows(_checked(H, len(g), len(g)).to(g)).T)
+            matrix = space.rows(space.rows(checked_matrix(H, len(g), len(g)).to(g)).T)
             return DenseSystem(matrix, g) if matrix.isfinite().all() else None
         product = H
         with torch.no_grad():
@@ -251,48 +252,6 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = ("curvature", "metric", "gamma0", "max_trials", "tol")  # torch's keeps groups and state alone
         return super().__getstate__() | {name: getattr(self, name) for name in own}
-
-
-class _Space:
-    """Coordinates z, with x = D^1/2 L^-T z and B0 = L L^T, in which the metric is the identity."""
-
-    def __init__(self, scale: Tensor, metric: Tensor | None) -> None:
-        self.scale = scale
-        self.root = None if metric is None else _root(metric.to(scale), len(scale))
-
-    def covector(self, g: Tensor) -> Tensor:
-        """Return a gradient (P,) by z."""
-        return self.rows(g[None])[0]
-
-    def rows(self, R: Tensor) -> Tensor:
-        """Return gradients as rows (r, P) by z."""
-        R = torch.where(self.scale > 0, R * self.scale, 0.0)  # a frozen parameter's gradient may be anything
-        return R if self.root is None else torch.linalg.solve_triangular(self.root, R.T, upper=False).T
-
-    def vector(self, d: Tensor) -> Tensor:
-        """Return a step (P,) in x."""
-        if self.root is not None:
-            d = torch.linalg.solve_triangular(self.root.T, d[:, None], upper=True)[:, 0]
-        return self.scale * d
-
-
-def _root(metric: Tensor, size: int) -> Tensor:
-    root, info = torch.linalg.cholesky_ex(_checked(metric, size, size))
-    if info.item() or not torch.allclose(metric, metric.T):
-        raise InvalidInput(
-            "the metric must be symmetric positive definite; add a small multiple of the identity to one that is "
-            "nearly singular"
-        )
-    return root
-
-
-def _checked(matrix: Tensor, *shape: int) -> Tensor:
-    if matrix.ndim != 2 or tuple(matrix.shape[-len(shape) :]) != shape:
-        raise InvalidInput(
-            f"curvature or metric has shape {tuple(matrix.shape)}, but there are {shape[-1]} parameters; rows of "
-            f"LowRank are (r, {shape[-1]}), a matrix is ({shape[-1]}, {shape[-1]})"
-        )
-    return matrix.detach()
 
 
 def _flat(params: list[Tensor], gradients: list[Tensor | None]) -> Tensor:

@@ -28,7 +28,7 @@ class GradientNormalizedNewton(gradient_normalized_newton.GradientNormalizedNewt
             self.zero_grad()
             value = closure()  # type: ignore[misc]
             linear = sum((p * p.grad).sum() for p in params if p.grad is not None)
-            return value.detach() + linear - linear.detach()  # type: ignore[union-attr]
+            return value.detach() + linear - linear.detach()
 
         return super().step(loss)
 

@@ -21,8 +21,8 @@ class Problem:
 
     X: Tensor
     y: Tensor
-    test_X: Tensor
-    test_y: Tensor
+    X_test: Tensor
+    y_test: Tensor
 
 
 def load_problem(streams: Streams, name: str, samples: int) -> Problem:
@@ -58,33 +58,33 @@ def _three_or_eight(samples: int, generator: torch.Generator) -> Problem:
         chosen = (split.targets == 3) | (split.targets == 8)
         labels = torch.where(split.targets[chosen] == 3, 1.0, -1.0).double()
         parts.append((split.inputs[chosen].double().flatten(1), labels))
-    (X, y), (test_X, test_y) = parts
+    (X, y), (X_test, y_test) = parts
     X, y = X[:samples], y[:samples]
     mean = X.mean(dim=0)
     basis = torch.linalg.svd(X - mean, full_matrices=False)[2][:20].T
-    return _scaled((X - mean) @ basis, y, (test_X - mean) @ basis, test_y)
+    return _scaled((X - mean) @ basis, y, (X_test - mean) @ basis, y_test)
 
 
 def _tumours(samples: int, generator: torch.Generator) -> Problem:
     """Return breast cancer's 30 standardised features."""
     data = breast_cancer(train=samples, validation=10, test=559 - samples, generator=generator)
-    y, test_y = (2.0 * split.targets.double() - 1 for split in (data.train, data.test))
-    return _scaled(data.train.inputs.double(), y, data.test.inputs.double(), test_y)
+    y, y_test = (2.0 * split.targets.double() - 1 for split in (data.train, data.test))
+    return _scaled(data.train.inputs.double(), y, data.test.inputs.double(), y_test)
 
 
 def _boundary(samples: int, generator: torch.Generator) -> Problem:
     """Return points of the square above and below a wave, none close to it."""
     points = 2 * torch.rand(40 * samples, 2, dtype=torch.float64, generator=generator) - 1
     height = points[:, 1] - 0.5 * (math.pi * points[:, 0]).sin()
-    clear = height.abs() > 0.15
+    clear = height.abs() > 0.1
     X, y = _with_ones(points[clear]), height[clear].sign()
     return Problem(X[:samples], y[:samples], X[samples : samples + 500], y[samples : samples + 500])
 
 
-def _scaled(X: Tensor, y: Tensor, test_X: Tensor, test_y: Tensor) -> Problem:
+def _scaled(X: Tensor, y: Tensor, X_test: Tensor, y_test: Tensor) -> Problem:
     """Divide by one number, so that a feature's mean square is 1 over the training data, and append ones."""
     scale = X.square().mean().sqrt()
-    return Problem(_with_ones(X / scale), y, _with_ones(test_X / scale), test_y)
+    return Problem(_with_ones(X / scale), y, _with_ones(X_test / scale), y_test)
 
 
 def _with_ones(X: Tensor) -> Tensor:

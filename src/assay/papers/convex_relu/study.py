@@ -36,15 +36,18 @@ class Setting:
     restarts: int
     iters: int
     steps: int
+    candidates: int = 4
 
 
 SETTINGS = {
-    "smoke": Setting(exact=8, real=60, toy=20, restarts=2, iters=60, steps=60),
+    "smoke": Setting(exact=8, real=60, toy=20, restarts=2, iters=30, steps=30, candidates=2),
     "desk": Setting(exact=20, real=369, toy=60, restarts=10, iters=600, steps=1000),
     "paper": Setting(exact=20, real=369, toy=60, restarts=10, iters=3000, steps=5000),
 }
 EARLY = 20
 RADIUS = 0.08
+PENALTIES = {"exact": (0.03, 0.1, 0.3, 1.0), "real": (0.01, 0.03, 0.1, 0.3)}
+RATES = (0.01, 0.03, 0.1, 0.3)
 
 
 def convex(
@@ -81,17 +84,14 @@ def convex(
     eps[-1] = 0.0  # the ones
 
     def fit(count: int) -> ConvexReLU:
-        model = ConvexReLU(
-            max(patterns, 1), beta, loss, solver, rho, count, eps, generator=streams.torch("patterns")
-        )
+        model = ConvexReLU(max(patterns, 1), beta, loss, solver, rho, count, eps, generator=streams.torch("patterns"))
         return model.fit(data.X, data.y, every)
 
     model = fit(iters)
-    value = model.objective_nonconvex() if radius == 0 else model.objective_convex() + model.constraint_violation()
+    value = model.objective_nonconvex()
     if validation_only:
         return {"validation_score": -value}
-    network = model.to_module()
-    U, a = (p.detach().squeeze(0).numpy() for p in (network[0].weight, network[2].weight))
+    U, a = _weights(model.to_module())
     measured = {
         "objective": value,
         "objective_convex": model.objective_convex(),
@@ -100,10 +100,15 @@ def convex(
         **_accuracies(data, U, a),
     }
     if solver == "admm" and problem in ("mnist", "breast-cancer"):
-        early = fit(EARLY).to_module(dense=True)
-        U, a = (p.detach().squeeze(0).numpy() for p in (early[0].weight, early[2].weight))
+        U, a = _weights(fit(EARLY).to_module(dense=True))
         measured["accuracy_gain_after_20"] = measured["test_accuracy"] - _accuracies(data, U, a)["test_accuracy"]
     return measured
+
+
+def _weights(network: torch.nn.Sequential) -> tuple[np.ndarray, np.ndarray]:
+    """Return U (m, d) and a (m,)."""
+    hidden, output = (weight.detach().numpy() for weight in network.parameters())
+    return hidden, output[0]
 
 
 def descend(
@@ -155,25 +160,33 @@ def descend(
 
 def _accuracies(data: Problem, U: np.ndarray, a: np.ndarray) -> dict[str, float]:
     """Return test error or accuracy; for points of the plane also the accuracy at the worst place of the box."""
-    X, y = data.test_X.numpy(), data.test_y.numpy()
+    X, y = data.X_test.numpy(), data.y_test.numpy()
     z = np.maximum(X @ U.T, 0) @ a
     if not np.isin(y, (-1.0, 1.0)).all():
         return {"test_mse": float(((z - y) ** 2).mean())}
     accuracies = {"test_accuracy": float((y * z > 0).mean())}
     if X.shape[1] == 3:
-        grid = np.linspace(-RADIUS, RADIUS, 9)
-        right = np.ones(len(y), dtype=bool)
-        for shift in ((p, q, 0.0) for p in grid for q in grid):
-            right &= y * (np.maximum((X + np.array(shift)) @ U.T, 0) @ a) > 0
-        accuracies["robust_accuracy"] = float(right.mean())
+        accuracies["robust_accuracy"] = _robust_accuracy(X, y, U, a)
+        accuracies["train_robust_accuracy"] = _robust_accuracy(data.X.numpy(), data.y.numpy(), U, a)
     return accuracies
+
+
+def _robust_accuracy(X: np.ndarray, y: np.ndarray, U: np.ndarray, a: np.ndarray) -> float:
+    """Return how many points keep their class all over a grid of the box around them."""
+    grid = np.linspace(-RADIUS, RADIUS, 9)
+    right = np.ones(len(y), dtype=bool)
+    for shift in ((p, q, 0.0) for p in grid for q in grid):
+        right &= y * (np.maximum((X + np.array(shift)) @ U.T, 0) @ a) > 0
+    return float(right.mean())
 
 
 def _exact_arms(setting: Setting) -> dict[str, Arm]:
     base = {"problem": "exact", "samples": setting.exact, "beta": 0.05}
     arms: dict[str, Arm] = {
         f"exact/admm-{patterns or 'all'}": TunedCall(
-            convex, {**base, "patterns": patterns, "iters": 2 * setting.iters}, tune={"rho": (0.1, 0.3, 1.0)}
+            convex,
+            {**base, "patterns": patterns, "iters": 2 * setting.iters},
+            tune={"rho": PENALTIES["exact"][: setting.candidates]},
         )
         for patterns in (0, 5, 20, 50)
     }
@@ -190,14 +203,16 @@ def _descent(setting: Setting, base: dict[str, object], width: int, method: str,
     arguments = {**base, **budget, **more}
     if method == "lbfgs":
         return Call(descend, arguments)
-    return TunedCall(descend, arguments, tune={"lr": (0.003, 0.01, 0.03)})
+    return TunedCall(descend, arguments, tune={"lr": RATES[: setting.candidates]})
 
 
 def _real_arms(setting: Setting, problem: str) -> dict[str, Arm]:
     base = {"problem": problem, "samples": setting.real, "beta": 1.0}
     arms: dict[str, Arm] = {
         f"{problem}/admm-{patterns}": TunedCall(
-            convex, {**base, "patterns": patterns, "iters": setting.iters}, tune={"rho": (0.1, 0.3, 1.0)}
+            convex,
+            {**base, "patterns": patterns, "iters": setting.iters},
+            tune={"rho": PENALTIES["real"][: setting.candidates]},
         )
         for patterns in (10, 40)
     }
@@ -210,8 +225,8 @@ def _real_arms(setting: Setting, problem: str) -> dict[str, Arm]:
 
 
 def _toy_arms(setting: Setting) -> dict[str, Arm]:
-    base = {"problem": "toy", "samples": setting.toy, "beta": 0.02, "loss": "hinge"}
-    program = {**base, "patterns": 80, "iters": setting.iters, "rho": 0.1}
+    base = {"problem": "toy", "samples": setting.toy, "beta": 0.005, "loss": "hinge"}
+    program = {**base, "patterns": 80, "iters": setting.iters // 2, "rho": 0.5}
     return {
         "toy/standard": Call(convex, program),
         "toy/robust": Call(convex, {**program, "radius": RADIUS}),
@@ -266,14 +281,14 @@ def study(scale: str) -> Study:
 SOURCES = {
     "problem": "ours: a teacher small enough to list all patterns, two real pairs of classes, a boundary in the plane",
     "samples": "scaled down: all patterns can be listed for tens of points in the plane; real data to fit in seconds",
-    "beta": "ours: 0.05 and 1 on a prototype, where neither zero nor interpolation is optimal; the same for all arms",
+    "beta": "ours: 0.05 and 1 as in a prototype, 0.005 on the toy; the same for all arms of a problem",
     "patterns": "ours: 0 stands for all of them; the paper samples tens to hundreds",
     "iters": "scaled down to the CPU; ADMM's residuals at the end are in the records as violation",
-    "rho": "tuned on the training objective, three values a factor of 3 apart; fixed for the two programs on the toy",
-    "tune": "ours: three values of ADMM's penalty, as many of Adam's rate; L-BFGS and FISTA have none",
+    "rho": "tuned on the training objective, four values a factor of 3 apart; fixed for the two programs on the toy",
+    "tune": "ours: four values of ADMM's penalty, as many of Adam's rate; L-BFGS and FISTA have none",
     "loss": "the paper: squared loss for the ADMM, hinge for the robust program",
     "solver": "the paper: ADMM, and FISTA for the sampled program",
-    "radius": "the paper's: 0.08 on its toy in the plane",
+    "radius": "ours: 0.08, which a boundary through the toy's gap can withstand",
     "width": "ours: below, about and above the neurons that an optimum needs; two per pattern on real data",
     "method": "ours: L-BFGS as the strongest descent at this size, Adam as what is used",
     "steps": "ours: L-BFGS has converged by then",
@@ -283,7 +298,10 @@ SOURCES = {
 LIMITS = (
     "Hundreds of samples and tens of features. That every pattern can be listed is special to few points in the plane; "
     "with tens of features, sampled patterns are a tiny part of all, so what is claimed of the exact program need not "
-    "hold there, and the study asks both. Nothing is measured of the cost per iteration or of larger data. Sizes, decay "
-    "and the prototype's behaviour of the sampled program were known before the study was written. Robustness is the "
-    "accuracy at the worst of 81 points of the box around a test point, on one boundary in the plane."
+    "hold there, and the study asks both. Nothing is measured of the cost per iteration or of larger data. Chosen after "
+    "looking: the grids (so that none ends at its best value), sizes and decays, and the toy, on one seed of four "
+    "variants, of which the easiest showed no difference between standard and robust training. That sampled patterns do "
+    "not reach what descent finds was known from a prototype; the expectation is the paper's. Robustness is the accuracy "
+    "at the worst of 81 points of the box around a test point, on one boundary in the plane. ADMM ends with constraints "
+    "missed by what the records say; the objective is the recovered network's own, which needs none."
 )

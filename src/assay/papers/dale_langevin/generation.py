@@ -37,6 +37,7 @@ def generate(
     data: str,
     space: str,
     sigma: float,
+    weighting: str,
     width: int,
     depth: int,
     steps: int,
@@ -50,11 +51,12 @@ def generate(
     """Train one network and sample from it.
 
     Args:
-        streams: "data" draws the images, "features" the classifier, "init" the network's weights, "noise" batches and
-            noise of training, "sample" the start and the noise of sampling.
+        streams: "data" draws the images, "features" the classifier, "init" the network's weights, "order" the
+            batches, "noise" times and noise of training, "sample" the start and the noise of sampling.
         data: A loader of `assay.data` by name, of images in 10 classes.
         space: One of `SPACES`.
         sigma: Volatility, or the deviation of what is added.
+        weighting: Of the loss; see `MultiplicativeDSM`.
         width: Units of the network's hidden layers.
         depth: Its residual layers.
         steps: Of Adam.
@@ -77,8 +79,10 @@ def generate(
     train, test = _pixels(resolve("data", data)(generator=streams.torch("data")))
     encode, decode = SPACES[space]
     x0 = encode(train.inputs)
-    net = MultiplicativeScoreNet(tuple(x0.shape[1:]), sigma, width, depth, generator=streams.torch("init"))
-    _fit(net, x0, streams.torch("noise"), steps=steps, batch_size=batch_size, lr=lr, ema=ema)
+    moments = {"log_mean": x0.log().mean().item(), "log_deviation": x0.log().std().item()}
+    net = MultiplicativeScoreNet(tuple(x0.shape[1:]), sigma, width, depth, **moments, generator=streams.torch("init"))
+    criterion = MultiplicativeDSM(sigma, weighting=weighting, generator=streams.torch("noise"))
+    _fit(net, criterion, x0, streams.torch("order"), steps=steps, batch_size=batch_size, lr=lr, ema=ema)
     draws = streams.torch("sample")
     start = log_normal_like(gbm_noise(x0, 1.0, sigma, generator=draws), samples, draws)
     measures = _measures(train, test, samples, feature_epochs, streams.torch("features"))
@@ -104,16 +108,23 @@ def _pixels(data: Dataset) -> tuple[Split, Split]:
 
 
 def _fit(
-    net: nn.Module, x0: Tensor, noise: torch.Generator, *, steps: int, batch_size: int, lr: float, ema: float
+    net: nn.Module,
+    criterion: nn.Module,
+    x0: Tensor,
+    order: torch.Generator,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    ema: float,
 ) -> None:
     """Train the network and leave the running average of its weights in it."""
     parameters = list(net.parameters())
     averages = [p.detach().clone() for p in parameters]
-    criterion = MultiplicativeDSM(net.sigma, generator=noise)  # type: ignore[arg-type]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
-        chosen = torch.randint(len(x0), (batch_size,), generator=noise)
+        chosen = torch.randint(len(x0), (batch_size,), generator=order)
         optimizer.zero_grad()
         loss = criterion(net, x0[chosen])
         loss.backward()
@@ -138,8 +149,8 @@ def _samplers(net: nn.Module, space: str, sigma: float, levels: int) -> Iterator
 
 def _sample(sampler: DaleLangevinSampler, x: Tensor, draws: torch.Generator) -> tuple[Tensor, float]:
     """Return samples and the smallest value on their way, the start included."""
-    smallest = x.min().item()
-    for x in sampler.trajectory(x, generator=draws):
+    smallest, path = x.min().item(), sampler.trajectory(x, generator=draws)
+    for x in path:
         smallest = min(smallest, x.min().item())
     if not torch.isfinite(x).all():
         raise FloatingPointError(f"samples are not finite after a smallest value of {smallest:g}")
@@ -192,9 +203,7 @@ def log_normal(
         By how much mean and deviation of the samples' logarithm miss those of the data, in absolute value.
     """
     draws = streams.torch("sample")
-    kinds: dict[str, Any] = {
-        kind.__name__: kind for kind in (DaleLangevinSampler, UnconstrainedMultiplicativeSampler)
-    }
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (DaleLangevinSampler, UnconstrainedMultiplicativeSampler)}
 
     def scaled_score(x: Tensor, t: Tensor) -> Tensor:
         return -1 - (x.log() - mean) / (deviation**2 + sigma**2 * t[:, None])

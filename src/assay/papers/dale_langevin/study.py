@@ -18,7 +18,7 @@ from assay.papers.dale_langevin.generation import SPACES, generate, log_normal
 __all__ = ["study"]
 
 OPTIMIZERS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "exponentiated-gradient": ("exponentiated-gradient(lr=1.0)", (0.3, 1.0, 3.0, 10.0, 30.0)),
+    "exponentiated-gradient": ("exponentiated-gradient(lr=1.0)", (0.03, 0.1, 0.3, 1.0, 3.0)),
     "adamw": ("adamw(lr=1e-3)", (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
     "sgd": ("sgd(lr=0.1)", (0.01, 0.03, 0.1, 0.3, 1.0)),
     "sgd-momentum": ("sgd(lr=0.1, momentum=0.9)", (3e-3, 1e-2, 3e-2, 0.1, 0.3)),
@@ -41,6 +41,7 @@ class Generation:
     lr: float = 1e-3
     ema: float = 0.005
     sigma: float = 0.8
+    weighting: str = "paper"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ SETTINGS = {
     "desk": Setting(
         generation={
             "mnist": Generation("mnist(train=6000, validation=10, test=1500, pool=2)", 256, 1500, 100, 500, 4),
-            "digits": Generation("digits(train=1200, validation=10, test=500)", 192, 1000, 100, 400, 15),
+            "digits": Generation("digits(train=1200, validation=10, test=500)", 192, 700, 100, 400, 15),
         },
         classification={
             "mnist": "mnist(train=2000, validation=1000, test=2000, pool=2)",
@@ -144,7 +145,8 @@ SOURCES = {
     "space": "the paper: multiplicative, with 1 added to pixels; additive is the control",
     "sampler": "the paper",
     "sigma": "official code: 0.8; the same for the additive control, tuned for neither",
-    "width": "scaled down: a multi-layer perceptron in place of the paper's conditional RefineNet",
+    "weighting": "the paper",
+    "width": "scaled down: a multi-layer perceptron with a linear part in place of the paper's conditional RefineNet",
     "depth": "as width",
     "steps": "scaled down from 100,000",
     "batch_size": "official code: 128; classifiers: ours",
@@ -176,7 +178,10 @@ LIMITS = (
     "from the data (compare fd with fd_floor), and nothing here speaks of convolutional networks, of CIFAR-10 or of FID. "
     "Distances are in features of a small classifier of our own. The start is log-normal with the moments of the noised "
     "data and so a mismatch, as in the paper. Sigma was not tuned, for the additive control neither, whose pixels have a "
-    "larger range than log(1 + pixel). The expectations on distances were set after a prototype on another network with "
-    "one seed had been seen. The paper claims nothing about exponentiated gradient descent as an optimizer: those arms "
+    "larger range than log(1 + pixel). Margins were set after a prototype on another network with one seed had been seen. In "
+    "trials on a seed outside the study a first network, without the linear part that starts as an independent log-normal's "
+    "score, stayed near its start on digits and was replaced, the paper's weighting was kept after a look at the other one, "
+    "and the grid of exponentiated gradient was moved down because it diverges at 3 and above. The paper claims nothing "
+    "about exponentiated gradient descent as an optimizer: those arms "
     "have no expectation, and a rate for biases was fixed, not tuned."
 )

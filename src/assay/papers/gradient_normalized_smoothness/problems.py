@@ -1,4 +1,4 @@
-"""Four full-batch problems in float64, with the approximate Hessians that the paper studies.
+"""Five full-batch problems in float64, with the approximate Hessians that the paper studies.
 
 logsumexp    f = mu log sum_i exp((<a_i, x> - b_i) / mu), A (m, d), shifted so that the minimum is at 0; mu = 1.
              Gauss-Newton here is the weighted A^T diag(pi) A / mu, which lacks -q q^T / mu, q = A^T pi
@@ -90,17 +90,34 @@ def chebyshev(streams: Streams, size: int, power: float = 2.0) -> Problem:
 
 
 def logistic(streams: Streams, size: int) -> Problem:
-    """Return the regression on `size` patients, from w = 0; its minimum is found by Newton's method."""
+    """Return the regression on `size` patients, from w = 0."""
     split = breast_cancer(train=size, validation=50, test=50, generator=streams.torch("data")).train
     x = torch.cat([split.inputs, torch.ones(size, 1)], 1).double()
-    signs = 2.0 * split.targets.double() - 1
-    w, decay = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True), 1e-4
+    return _regression(x, 2.0 * split.targets.double() - 1, decay=1e-4)
+
+
+def sampled(streams: Streams, size: int) -> Problem:
+    """Return the regression on `size` features whose scales span two decades, from w = 0."""
+    generator = streams.torch("data")
+    x = torch.randn(500, size, generator=generator, dtype=torch.float64) * torch.logspace(0, -2, size).double()
+    w = torch.randn(size, generator=generator, dtype=torch.float64)
+    drawn = torch.rand(500, generator=generator, dtype=torch.float64) < torch.sigmoid(x @ w)
+    return _regression(x, 2.0 * drawn.double() - 1, decay=0.0)
+
+
+def _regression(x: Tensor, signs: Tensor, decay: float) -> Problem:
+    """Return logistic regression; its minimum is found by Newton's method."""
+    w = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
 
     def losses() -> Tensor:
         return F.softplus(-signs * (x @ w))
 
     def loss() -> Tensor:
         return losses().mean() + decay / 2 * w.square().sum()
+
+    def hessian(params: Sequence[Tensor]) -> Tensor:
+        s = torch.sigmoid(signs * (x @ params[0].detach()))
+        return x.T @ ((s * (1 - s))[:, None] * x) / len(x) + decay * torch.eye(len(w), dtype=torch.float64)
 
     fisher = empirical_fisher(losses)
 
@@ -109,13 +126,13 @@ def logistic(streams: Streams, size: int) -> Problem:
         assert isinstance(matrix, LowRank)
         return matrix.dense() + decay * torch.eye(len(w), dtype=torch.float64)
 
-    optimizer = GradientNormalizedNewton([w])
-    for _ in range(60):
+    optimizer = GradientNormalizedNewton([w], hessian, tol=1e-11)
+    for _ in range(40):
         optimizer.step(loss)
     minimum = loss().item()
     with torch.no_grad():
         w.zero_()
-    curvatures: dict[str, str | Curvature] = {"exact": "hessian", "fisher": damped, "zero": "zero"}
+    curvatures: dict[str, str | Curvature] = {"exact": hessian, "fisher": damped, "zero": "zero"}
     return Problem([w], loss, curvatures, {"exact": len(w), "fisher": 1}, minimum=minimum)
 
 
@@ -144,6 +161,7 @@ _BUILD: dict[str, Callable[[Streams, int], Problem]] = {
     "logsumexp": logsumexp,
     "chebyshev": chebyshev,
     "logistic": logistic,
+    "sampled": sampled,
     "mlp": mlp,
 }
 PROBLEMS = tuple(_BUILD)

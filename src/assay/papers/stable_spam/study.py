@@ -253,7 +253,8 @@ LIMITS = (
     "150 steps: nothing here speaks of perplexity at scale, of spikes late in training, of half the steps to Adam's loss or "
     "of the speed of 4-bit kernels, and the reference is in float32 where the paper's is in bfloat16. At four rates a "
     "factor of 2.5 apart, the best rate is known to about that factor. The grids and the number of steps were chosen "
-    "after one trial per arm on another seed, so that the best rates lie inside; that trial also showed that clipping the "
+    "after one trial per arm on another seed, and so were the expectations, which that trial mostly favoured; the lowest "
+    "rates of SPAM, of clipped and of float32 AdamW were not part of it. It also showed that clipping the "
     "norm protects Adam at the highest rate about as well as Stable-SPAM is protected. Each arm's test loss is taken at "
     "the rate chosen in the same seed. A run that diverges counts with the loss of knowing nothing. FP4 is not studied."
 )

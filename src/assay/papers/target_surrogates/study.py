@@ -1,9 +1,9 @@
 """Do many steps on a surrogate lower the loss further than one step per gradient by the outputs? (arXiv:2302.02607).
 
 Everything is counted in queries, gradients of the loss by a batch's outputs. Softmax regression on mini-batches of digits
-and on all of them, a network on smaller digits, and the paper's matrix factorisation: target surrogates with one, ten
-and fifty inner steps against SGD, AdamW and others at the best of five step sizes each. A control gives SGD and AdamW
-as many passes through the model as ten inner steps take.
+and on all of them, a network on small photographs, and the paper's matrix factorisation: target surrogates with one,
+ten and fifty inner steps against SGD, AdamW and others at the best of five step sizes each. A control gives SGD and
+AdamW as many passes through the model as ten inner steps take.
 """
 
 from __future__ import annotations
@@ -23,40 +23,42 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
         "mnist": {"data": DIGITS, "queries": 4, "batch_size": 50},
         "full": {"data": DIGITS, "queries": 3, "batch_size": None},
-        "digits": {"data": DIGITS, "queries": 4, "batch_size": 50},
+        "cifar10": {"data": DIGITS, "queries": 4, "batch_size": 50},
         "factorisation": {"data": "factorisation", "queries": 4, "batch_size": 125},
     },
     "desk": {
         "mnist": {"data": "mnist(train=2000, validation=10, test=2000, pool=2)", "queries": 100, "batch_size": 125},
         "full": {"data": "mnist(train=1000, validation=10, test=2000, pool=2)", "queries": 20, "batch_size": None},
-        "digits": {"data": "digits(train=1000, validation=10, test=400)", "queries": 100, "batch_size": 125},
+        "cifar10": {"data": "cifar10(train=2000, validation=10, test=2000, pool=4)", "queries": 100, "batch_size": 125},
         "factorisation": {"data": "factorisation", "queries": 100, "batch_size": 125},
     },
     "paper": {
         "mnist": {"data": "mnist(train=50000, validation=10, test=10000)", "queries": 20000, "batch_size": 125},
         "full": {"data": "mnist(train=50000, validation=10, test=10000)", "queries": 500, "batch_size": None},
-        "digits": {"data": "digits(train=1000, validation=10, test=400)", "queries": 4000, "batch_size": 125},
+        "cifar10": {"data": "cifar10(train=49000, validation=10, test=10000)", "queries": 20000, "batch_size": 125},
         "factorisation": {"data": "factorisation", "queries": 4000, "batch_size": 125},
     },
 }
-MODELS = {"mnist": "linear", "full": "linear", "digits": "mlp", "factorisation": "factorisation"}
+MODELS = {"mnist": "linear", "full": "linear", "cifar10": "mlp", "factorisation": "factorisation"}
 ADAM = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-# Step sizes a factor of 2 or about 3 apart around the best of one seed, by task and arm.
+# Step sizes a factor of 2, 3 or 4 apart around the best of one seed, by task and arm.
 RATES: dict[tuple[str, str], tuple[float, ...]] = {
     ("mnist", "sgd"): (0.1, 0.2, 0.4, 0.8, 1.6),
     ("mnist", "sgd-sqrt"): (0.4, 0.8, 1.6, 3.2, 6.4),
     ("mnist", "sgd-armijo"): (0.1, 0.3, 1.0, 3.0, 10.0),
     ("mnist", "adamw"): ADAM,
     ("mnist", "adagrad"): (0.03, 0.1, 0.3, 1.0, 3.0),
+    ("mnist", "sgd-equal-passes"): (0.4, 1.6, 6.4, 25.6, 102.4),
+    ("mnist", "adamw-equal-passes"): ADAM,
     ("mnist", "surrogate-1"): (8.0, 16.0, 32.0, 64.0, 128.0),
     ("mnist", "surrogate-10"): (2.0, 4.0, 8.0, 16.0, 32.0),
     ("mnist", "surrogate-50"): (2.0, 4.0, 8.0, 16.0, 32.0),
     ("full", "sgd"): (0.05, 0.1, 0.2, 0.4, 0.8),
     ("full", "adamw"): ADAM,
-    ("full", "surrogate-50"): (8.0, 16.0, 32.0, 64.0, 128.0),
-    ("digits", "sgd"): (0.1, 0.2, 0.4, 0.8, 1.6),
-    ("digits", "adamw"): ADAM,
-    ("digits", "surrogate-10"): (32.0, 64.0, 128.0, 256.0, 512.0),
+    ("full", "surrogate-50"): (8.0, 32.0, 128.0, 512.0, 2048.0),
+    ("cifar10", "sgd"): (0.1, 0.2, 0.4, 0.8, 1.6),
+    ("cifar10", "adamw"): ADAM,
+    ("cifar10", "surrogate-10"): (2.0, 4.0, 8.0, 16.0, 32.0),
     ("factorisation", "sgd"): (0.05, 0.1, 0.2, 0.4, 0.6),
     ("factorisation", "adamw"): ADAM,
     ("factorisation", "surrogate-10"): (0.125, 0.25, 0.5, 1.0, 1.5),
@@ -64,23 +66,23 @@ RATES: dict[tuple[str, str], tuple[float, ...]] = {
 INNER = (1, 10, 50)
 # What ten inner steps cost on mini-batches of digits: 1000 backward and about 3250 forward passes in 100 queries.
 PASSES_PER_QUERY = 17.5
+EQUAL_PASSES = "-equal-passes"
 
 
 def _arms(scale: str) -> dict[str, Arm]:
     tasks, arms = TASKS[scale], {}
     for (task, name), rates in RATES.items():
-        method, _, inner_steps = name.partition("surrogate-")
+        method, _, inner_steps = name.removesuffix(EQUAL_PASSES).partition("surrogate-")
+        budget = {"queries": round(tasks[task]["queries"] * PASSES_PER_QUERY)} if name.endswith(EQUAL_PASSES) else {}
         arguments = {
             **tasks[task],
+            **budget,
             "model": MODELS[task],
             "method": "surrogate" if inner_steps else method,
             "lr": 0.0,
             "inner_steps": int(inner_steps or 1),
         }
         arms[f"{task}/{name}"] = TunedCall(minimise, arguments, {"lr": rates[1:3] if scale == "smoke" else rates})
-    for name in ("sgd", "adamw"):
-        budget = round(tasks["mnist"]["queries"] * PASSES_PER_QUERY)
-        arms[f"mnist/{name}-equal-passes"] = arms[f"mnist/{name}"].but(queries=budget)
     safe = {**tasks["full"], "model": "linear", "method": "surrogate", "lr": 2.0}
     return arms | {f"full/safe-{m}": Call(minimise, {**safe, "inner_steps": m}) for m in INNER}
 
@@ -91,11 +93,8 @@ def _expectations() -> list[Expectation]:
         monotone("train_loss", [f"mnist/surrogate-{m}" for m in INNER], increasing=False),
         *(less("train_loss", "full/surrogate-50", f"full/{name}") for name in ("sgd", "adamw")),
         below("largest_increase", 0.0, arms=[f"full/safe-{m}" for m in INNER]),
-        *(
-            less("log10_train_loss", f"{task}/surrogate-10", f"{task}/{name}")
-            for task in ("digits", "factorisation")
-            for name in ("sgd", "adamw")
-        ),
+        *(less("train_loss", "cifar10/surrogate-10", f"cifar10/{name}") for name in ("sgd", "adamw")),
+        *(less("log10_train_loss", "factorisation/surrogate-10", f"factorisation/{name}") for name in ("sgd", "adamw")),
     ]
 
 
@@ -117,8 +116,8 @@ def study(scale: str) -> Study:
 
 
 SOURCES = {
-    "data": "scaled down: the paper's are mushrooms, ijcnn, rcv1 and, in official code, MNIST; digits are ours",
-    "model": "the paper's linear models and two-layer linear network; the network on digits is ours",
+    "data": "scaled down: the paper's are mushrooms, ijcnn, rcv1 and, in official code, MNIST; CIFAR-10 is ours",
+    "model": "the paper's linear models and two-layer linear network; the network on photographs is ours",
     "method": "the paper's variable; AdamW without decay, as training losses are compared",
     "queries": "scaled down from hundreds of epochs; with equal passes 17.5 times as many",
     "batch_size": "official code's grid: 125, and all",
@@ -127,7 +126,7 @@ SOURCES = {
     "tune": "ours: five step sizes for every arm, wide enough that one seed's best is not at the end",
 }
 SOURCES_PAPER = {
-    "data": "official code: MNIST; digits are ours; the paper's synthetic factorisation",
+    "data": "official code: MNIST; CIFAR-10 is ours; the paper's synthetic factorisation",
     "queries": "official code: about 500 epochs on full batches; 50 on mini-batches",
 }
 LIMITS = (
@@ -135,7 +134,9 @@ LIMITS = (
     "imitation learning is not run. Counted in passes through the model, SGD and AdamW with 17.5 times the queries, as many "
     "passes as ten inner steps, are shown without an expectation; one seed had shown that they end lower, so that "
     "surrogates pay only where queries are dear. Training losses, not test accuracy, are compared and tuned. Grids were "
-    "set after one seed's losses of every arm in this form; on digits and for the factorisation logarithms are compared, "
-    "since losses there span many powers of ten. With eta = 1, half squared error moves the outputs to the targets, so "
-    "that the factorisation is solved to rounding. Other divergences, line-searched eta and decreasing eta are not studied."
+    "set after one seed's losses of every arm in this form. Full batches of a thousand digits are separable, so that the "
+    "loss goes on to fall as eta grows far beyond the inverse smoothness. A network on digits was replaced by one on "
+    "photographs after that seed had shown losses of 0. Losses of the factorisation span many powers of ten, hence "
+    "logarithms; with eta = 1, half a squared error moves the outputs to the targets, so that it is solved to rounding. "
+    "Other divergences, a line search for eta and decreasing eta are not studied."
 )
