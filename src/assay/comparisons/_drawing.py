@@ -7,7 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from assay.lab.statistics import t_interval
@@ -62,31 +64,44 @@ def tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], gap: float) -> None:
-    """Write each line's name at its end, moved apart so that no two overlap.
+def colours(methods: Sequence[str], reference: str) -> dict[str, str]:
+    """Return a colour per method; the reference is black."""
+    others = [method for method in methods if method != reference]
+    wheel = [to_hex(colour) for colour in (*colormaps["tab10"].colors, *colormaps["Dark2"].colors)]  # type: ignore[attr-defined]
+    return {reference: "#000000"} | {method: wheel[i % len(wheel)] for i, method in enumerate(others)}
+
+
+def label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], paint: Mapping[str, str], gap: float) -> None:
+    """Write each line's name beside the axes at its height, moved apart so that no two overlap, with a thin leader.
 
     Args:
-        axes: Where to write.
+        axes: Where to write; its limits and scales must be set.
         ends: Last point by name.
+        paint: Colour by name.
         gap: Least vertical distance of two names, in axes coordinates.
     """
-    to_axes = axes.transLimits.transform if axes.get_yscale() == "linear" else _through(axes)
-    lowest = -math.inf
-    for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
-        _, height = to_axes((x, y))
-        lowest = max(height, lowest + gap)
-        axes.annotate(name, (1.02, lowest), xycoords="axes fraction", fontsize=8, va="center", color=INK)
-
-
-def _through(axes: Axes) -> Any:
-    def transform(point: tuple[float, float]) -> Any:
-        return axes.transLimits.transform(axes.transScale.transform(point))
-
-    return transform
+    to_axes = axes.transData + axes.transAxes.inverted()
+    points = {name: to_axes.transform(point) for name, point in ends.items()}
+    order = sorted(points, key=lambda name: points[name][1])
+    heights = [float(points[name][1]) for name in order]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    # What rose above the top goes down again, and pushes the others.
+    heights[-1:] = [min(heights[-1], 1.0)] if heights else []
+    for i in range(len(heights) - 2, -1, -1):
+        heights[i] = min(heights[i], heights[i + 1] - gap)
+    for name, height in zip(order, heights, strict=True):
+        x, y = points[name]
+        axes.plot([x, 1.04], [y, height], transform=axes.transAxes, clip_on=False, color=paint[name], linewidth=0.5)
+        axes.text(1.05, height, name, transform=axes.transAxes, fontsize=8, va="center", color=paint[name])
 
 
 def panels(count: int, lines: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure of panels side by side that share their vertical axis, with room for that many lines."""
-    figure = Figure(figsize=(2.4 + 2.5 * count, 1.1 + 0.24 * lines), layout="constrained")
-    axes = figure.subplots(1, count, sharey=True, squeeze=False)[0]
-    return figure, list(axes)
+    """Return a figure of panels, at most three side by side, that share their vertical axes, for that many lines."""
+    columns = min(count, 3)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(2.0 + 2.3 * columns, rows * (0.9 + 0.19 * lines)), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    return figure, list(axes[:count])

@@ -2,8 +2,8 @@
 
     x = D^1/2 L^-T z,    B = D^-1/2 L L^T D^-1/2,    D = diag(scale)^2,    ||x||_B = ||z||
 
-Shapes: x, z (P,); the metric B0 = L L^T (P, P). An entry of scale that is 0 freezes a coordinate: steps are 0 there, and
-so are gradients by z, whatever they are by x. Cost: two triangular solves per matrix, nothing without a metric.
+Shapes: x, z (P,); the metric B0 = L L^T (P, P). An entry of scale that is 0 freezes a coordinate: steps are 0 there,
+and so are gradients by z, whatever they are by x. Cost: two triangular solves per matrix, nothing without a metric.
 """
 
 from __future__ import annotations

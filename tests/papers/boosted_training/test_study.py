@@ -44,7 +44,7 @@ def test_settings_are_chosen_on_validation_data(monkeypatch):
         return original(network, split)
 
     monkeypatch.setattr(module, "_error", spy)
-    settings = [{"lr": 1e30, "weight_decay": 0.0}, {"lr": 0.1, "weight_decay": 0.0}]
+    settings = [{"lr": 1e30, "weight_decay": 0.0}, {"lr": 0.03, "weight_decay": 0.0}]
     arguments = {**TABLES, "data": ("diabetes(train=100, validation=50, test=60)", "wine")}
     errors = tables(Streams("t", 0), trainer="sgd", candidates=settings, **arguments)
     assert seen[:6] == [50, 50, 60, 60, 60, 60], "two settings on validation data, then the best and three cuts on test"

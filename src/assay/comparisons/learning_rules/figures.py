@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from assay.comparisons._drawing import ACCENT, INK, QUIET, Table, Trials, dots, label_ends, panels, tidy, values
+from assay.comparisons._drawing import Table, Trials, colours, dots, label_ends, panels, tidy, values
 from assay.comparisons.learning_rules.study import DEPTHS, METHODS, REFERENCE
 
 __all__ = ["figures"]
@@ -38,10 +39,9 @@ def _accuracy(accuracy: Table) -> Figure:
     return figure
 
 
-def _over_depth(table: Table, label: str) -> Figure:
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    ends = {}
+def _over_depth(table: Table, label: str, scale: str = "linear") -> Figure:
+    figure, axes = _one_panel()
+    paint, ends = colours([*METHODS], REFERENCE), {}
     for method in METHODS:
         points = [
             (depth, statistics.fmean(table[f"mnist/depth-{depth}"][method]))
@@ -50,9 +50,10 @@ def _over_depth(table: Table, label: str) -> Figure:
         ]
         if len(points) < 2:
             continue
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=_shade(method))
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.3, color=paint[method])
         ends[method] = points[-1]
     axes.set_xscale("log", base=2)
+    axes.set_yscale(scale)
     axes.xaxis.set_major_locator(FixedLocator(list(DEPTHS)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(depth) for depth in DEPTHS])
@@ -60,8 +61,13 @@ def _over_depth(table: Table, label: str) -> Figure:
     axes.set_ylabel(label, fontsize=9)
     tidy(axes)
     axes.grid(axis="y", color="#eceff1", linewidth=0.8)
-    label_ends(axes, ends, gap=0.045)
+    label_ends(axes, ends, paint, gap=0.055)
     return figure
+
+
+def _one_panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.0, 4.8))
+    return figure, figure.add_axes((0.1, 0.12, 0.62, 0.85))
 
 
 def _relative(table: Table) -> Table:
@@ -74,22 +80,17 @@ def _relative(table: Table) -> Table:
 
 
 def _cost(accuracy: Table, seconds: Table) -> Figure:
-    task = f"mnist/depth-{DEPTHS[0]}"
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for method in METHODS:
+    task = f"mnist/depth-{DEPTHS[1]}"
+    figure, axes = _one_panel()
+    paint = colours([*METHODS], REFERENCE)
+    for place, method in enumerate(METHODS):
         if method not in accuracy.get(task, {}):
             continue
         x, y = statistics.fmean(seconds[task][method]), statistics.fmean(accuracy[task][method])
-        axes.plot([x], [y], "o", color=_shade(method), markersize=5)
-        axes.annotate(method, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=8, color=INK)
+        axes.plot([x], [y], "os^Dv"[place % 5], color=paint[method], markersize=6, label=method)
     axes.set_xscale("log")
     axes.set_xlabel(f"CPU seconds of one trial on {task}, evaluation included", fontsize=9)
     axes.set_ylabel("test accuracy", fontsize=9)
     tidy(axes)
-    axes.margins(x=0.15)
+    axes.legend(loc="center left", bbox_to_anchor=(1.03, 0.5), fontsize=8, frameon=False)
     return figure
-
-
-def _shade(method: str) -> str:
-    return {"backprop": ACCENT, "control": QUIET, "local": INK}[METHODS[method].kind]

@@ -23,8 +23,8 @@ CLAIM = (
 )
 
 MLP, CNN = "mlp(width={width}, depth={depth}, he=True)", "cnn(channels={channels})"
-ADAM = (5e-4, 1.5e-3, 5e-3, 1.5e-2)
-MOMENTUM = (3e-3, 1e-2, 3e-2, 1e-1)
+ADAM = (1.5e-3, 5e-3, 1.5e-2, 5e-2)
+MOMENTUM = (1e-2, 3e-2, 1e-1, 3e-1)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ NOPROP = "noprop-net(blocks={depth}, width={width})"
 METHODS: Mapping[str, Method] = {
     "backprop-adam": Method("backprop", "backprop"),
     "backprop-sgd": Method("backprop", "backprop", optimizer="sgd(lr=1e-2, momentum=0.9)", rates=MOMENTUM),
-    "random-blocks": Method("cascaded-forward(features='random', readout='last')", "control"),
+    "random-blocks": Method(
+        "cascaded-forward(features='random', readout='last')", "control", rates=(5e-3, 1.5e-2, 5e-2, 1.5e-1)
+    ),
     "mono-forward": Method("mono-forward(schedule='simultaneous')"),
     "cascaded-forward": Method("cascaded-forward(features='dfa')", phases=(1, 1)),
     "forward-forward": Method("forward-forward(initialise=True)", cnn=None, depths=(2, 4, 8)),
@@ -66,15 +68,19 @@ METHODS: Mapping[str, Method] = {
         "noprop(kind='dt')", model=NOPROP, cnn="noprop-net(blocks=3, encoder='conv', channels={channels}, width=64)"
     ),
     "noprop-ct": Method(
-        "noprop(kind='ct', inference_steps=50)", model="noprop-net(blocks=None, width={width})", cnn=None, depths=(1,)
+        "noprop(kind='ct', inference_steps=50)",
+        model="noprop-net(blocks=None, width={width})",
+        cnn=None,
+        depths=(1,),
+        rates=(1.5e-4, 5e-4, 1.5e-3, 5e-3),
     ),
     "noprop-fm": Method(
         "noprop(kind='fm', inference_steps=50)", model="noprop-net(blocks=None, width={width})", cnn=None, depths=(1,)
     ),
     "target-projection": Method("target-projection"),
-    "random-target-projection": Method("direct-random-target-projection"),
+    "random-target-projection": Method("direct-random-target-projection", rates=(1.5e-4, 5e-4, 5e-3, 1.5e-2)),
     "feedback-alignment": Method("direct-feedback-alignment"),
-    "counter-current": Method("counter-current", optimizer="sgd(lr=1.0)", rates=(3e-1, 1.0, 3.0, 10.0)),
+    "counter-current": Method("counter-current", optimizer="sgd(lr=1.0)", rates=(1e-1, 3e-1, 1.0, 3.0)),
     "equilibrium-propagation": Method(
         "equilibrium-propagation(homeostasis=0.1)",
         model="relaxation-net(width={width}, depth={depth}, steps=40)",
@@ -86,7 +92,7 @@ METHODS: Mapping[str, Method] = {
         "gradient-boosting(step_units={eighth}, shrinkage=0.3)",
         cnn=None,
         depths=(1,),
-        rates=(0.1, 0.3, 0.5, 1.0),
+        rates=(0.03, 0.1, 0.3, 1.0),
         phases=(8, 0),
         tuned="rule.shrinkage",
     ),
@@ -156,7 +162,9 @@ LIMITS = {
         "propagation relaxes, label sweeps predict in ten passes; the table of operations says how much. Energy could not "
         "be read on this machine; CPU seconds stand for it, measured with two trials at a time. The bytes are those of the "
         "first update, so of the first phase where a rule has several. Grids, depths and budgets were set after single "
-        "trials with another seed."
+        "trials with another seed; after a first run over all seeds the grids were moved, since many methods' best rate lay at "
+        "their upper end, and the expectations at depth 8 were added, where that run had shown Mono-Forward ahead. "
+        "Counter-current's best rate on MNIST lies at its grid's end; 10 had diverged in the first run."
     ),
     "paper": "Widths and budgets of the rules' papers, in one setting for all instead of one for each.",
 }
@@ -221,7 +229,7 @@ def _expectations(arms: Sequence[str]) -> list[Expectation]:
     """Return the claim's statements that the arms allow."""
     stated = [
         greater("test_accuracy", f"{task}/{REFERENCE}", f"{task}/{name}", margin=-0.005)
-        for task in ("digits/depth-2", "mnist/depth-2", "cifar10/depth-2", "cifar10/cnn")
+        for task in ("digits/depth-2", "mnist/depth-2", "mnist/depth-8", "cifar10/depth-2", "cifar10/cnn")
         for name, method in METHODS.items()
         if method.kind == "local"
     ]

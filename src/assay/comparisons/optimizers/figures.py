@@ -8,7 +8,7 @@ import statistics
 import numpy as np
 from matplotlib.figure import Figure
 
-from assay.comparisons._drawing import ACCENT, INK, QUIET, Trials, dots, label_ends, panels, tidy, values
+from assay.comparisons._drawing import Trials, colours, dots, label_ends, panels, tidy, values
 from assay.comparisons.optimizers.study import METHODS, REFERENCE, TARGETS
 from assay.lab.performance_profiles import Profile, profiles
 
@@ -76,20 +76,18 @@ def _losses(trials: Trials) -> Figure:
 
 
 def _profiles(found: dict[str, Profile]) -> Figure:
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    ends = {}
+    figure = Figure(figsize=(8.0, 4.8))
+    axes = figure.add_axes((0.1, 0.12, 0.66, 0.85))
+    paint, ends = colours([*METHODS], REFERENCE), {}
     grid = np.linspace(1, TAU_MAX, 301)
-    best = sorted(found, key=lambda method: -found[method].score(TAU_MAX))
     for method, profile in found.items():
         shares = [profile.share(tau) for tau in grid]
-        colour = ACCENT if method == REFERENCE else INK if method in best[:4] else QUIET
-        axes.step(grid, shares, where="post", color=colour, linewidth=1.3)
+        axes.step(grid, shares, where="post", color=paint[method], linewidth=1.3)
         ends[method] = (TAU_MAX, shares[-1])
     axes.set_xlim(1, TAU_MAX)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("time to target over the fastest method's", fontsize=9)
     axes.set_ylabel("share of tasks and seeds", fontsize=9)
     tidy(axes)
-    label_ends(axes, ends, gap=0.045)
+    label_ends(axes, ends, paint, gap=0.05)
     return figure

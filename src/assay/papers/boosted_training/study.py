@@ -49,7 +49,7 @@ def _grid(**values: tuple[Any, ...]) -> list[Setting]:
 CANDIDATES: Mapping[str, list[Setting]] = {
     "boosting": _grid(shrinkage=(0.1, 0.3), step_units=(2, 4)),
     "adam": _grid(lr=(5e-3, 2e-2), weight_decay=(1e-4, 1e-2)),
-    "sgd": _grid(lr=(0.1, 1.0), weight_decay=(1e-4, 1e-2)),
+    "sgd": _grid(lr=(0.03, 0.5), weight_decay=(1e-4, 1e-2)),
     "l-bfgs": _grid(weight_decay=(1e-3, 1e-2), max_iter=(30, 200)),
 }
 SHARES = (0.25, 0.5, 0.75)

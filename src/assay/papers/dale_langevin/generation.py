@@ -23,11 +23,12 @@ from assay.streams import Streams
 
 __all__ = ["SPACES", "generate", "log_normal"]
 
-# What a pixel p in [0, 1] becomes before noise multiplies it, and how it comes back. Noise that multiplies e^p is noise
-# that is added to p: the variance-exploding diffusion of pixels, with the same network, loss and sampler.
+# What a pixel p in [0, 1] becomes before noise multiplies it, and how it comes back. Noise that multiplies 2^p is noise
+# that is added to p: the variance-exploding diffusion of pixels, with the same network, loss and sampler. Both put pixels
+# into [1, 2], so that the noise has the same size beside the range of logarithms.
 SPACES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "multiplicative": (lambda p: 1 + p, lambda x: x.clamp(1, 2) - 1),
-    "additive": (torch.exp, lambda x: x.log().clamp(0, 1)),
+    "additive": (torch.exp2, lambda x: x.log2().clamp(0, 1)),
 }
 
 
@@ -55,7 +56,7 @@ def generate(
             batches, "noise" times and noise of training, "sample" the start and the noise of sampling.
         data: A loader of `assay.data` by name, of images in 10 classes.
         space: One of `SPACES`.
-        sigma: Volatility, or the deviation of what is added.
+        sigma: Volatility; what is added to pixels has the deviation sigma / log 2.
         weighting: Of the loss; see `MultiplicativeDSM`.
         width: Units of the network's hidden layers.
         depth: Its residual layers.
@@ -64,23 +65,30 @@ def generate(
         lr: Adam's learning rate at the start; it falls to 0 by a straight line.
         ema: Share of the newest weights in the running average that samples are drawn from.
         levels: N of the samplers.
-        samples: Images to draw, and as many test images for the floor.
+        samples: Images to draw, and as many training images for the floor.
         feature_epochs: Training of the classifier whose features the Frechet distance (FD) is in.
 
     Returns:
         `fd` of Dale-Langevin samples from test images, `fd_over_prior` (relative to the sampler's start), `log_fd`,
         `fd_prior`, `fd_floor` (training images), `confidence`, `confidence_data`, `copy_rate`, `smallest` value of all
-        trajectories (additive: pixel), and for the multiplicative space `fd_unconstrained` and `smallest_unconstrained`;
-        pictures.
+        trajectories (additive: pixel), and for the multiplicative space the same of unconstrained samples, of which only
+        `smallest_unconstrained` is left where values turn negative and then to NaN; pictures.
 
     Raises:
-        FloatingPointError: If the loss or a sample is not finite.
+        FloatingPointError: If the loss or a Dale-Langevin sample is not finite.
     """
     train, test = _pixels(resolve("data", data)(generator=streams.torch("data")))
     encode, decode = SPACES[space]
     x0 = encode(train.inputs)
-    moments = {"log_mean": x0.log().mean().item(), "log_deviation": x0.log().std().item()}
-    net = MultiplicativeScoreNet(tuple(x0.shape[1:]), sigma, width, depth, **moments, generator=streams.torch("init"))
+    net = MultiplicativeScoreNet(
+        tuple(x0.shape[1:]),
+        sigma,
+        width,
+        depth,
+        log_mean=x0.log().mean().item(),
+        log_deviation=x0.log().std().item(),
+        generator=streams.torch("init"),
+    )
     criterion = MultiplicativeDSM(sigma, weighting=weighting, generator=streams.torch("noise"))
     _fit(net, criterion, x0, streams.torch("order"), steps=steps, batch_size=batch_size, lr=lr, ema=ema)
     draws = streams.torch("sample")
@@ -91,9 +99,14 @@ def generate(
     pictures = {"data": test.inputs, "start": decode(start)}
     for suffix, sampler in _samplers(net, space, sigma, levels):
         found, smallest = _sample(sampler, start, draws)
+        if not torch.isfinite(found).all():
+            if suffix:  # a negative value has no logarithm for the network: that sampler is known for it
+                metrics[f"smallest{suffix}"] = smallest
+                continue
+            raise FloatingPointError(f"samples are not finite after a smallest value of {smallest:g}")
         images = decode(found)
         pictures[f"samples{suffix.replace('_', ', ')}"] = images
-        own = measures(images) | {"smallest": smallest if space == "multiplicative" else math.log(smallest)}
+        own = measures(images) | {"smallest": smallest if space == "multiplicative" else math.log2(smallest)}
         metrics |= {f"{name}{suffix}": value for name, value in own.items()}
     metrics |= {"fd_over_prior": metrics["fd"] / metrics["fd_prior"], "log_fd": math.log(metrics["fd"])}
     metrics["confidence_data"] = measures(test.inputs)["confidence"]
@@ -119,7 +132,7 @@ def _fit(
     ema: float,
 ) -> None:
     """Train the network and leave the running average of its weights in it."""
-    parameters = list(net.parameters())
+    parameters: list[Tensor] = list(net.parameters())
     averages = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.Adam(parameters, lr=lr)
     for step in range(steps):
@@ -141,7 +154,7 @@ def _fit(
 
 
 def _samplers(net: nn.Module, space: str, sigma: float, levels: int) -> Iterator[tuple[str, DaleLangevinSampler]]:
-    """Yield (suffix of the metrics, sampler) for a space; a step in e^p itself would be no additive diffusion."""
+    """Yield (suffix of the metrics, sampler) for a space; a step in 2^p itself would be no additive diffusion."""
     yield "", DaleLangevinSampler(net, sigma, n_steps=levels)
     if space == "multiplicative":
         yield "_unconstrained", UnconstrainedMultiplicativeSampler(net, sigma, n_steps=levels)
@@ -152,8 +165,6 @@ def _sample(sampler: DaleLangevinSampler, x: Tensor, draws: torch.Generator) -> 
     smallest, path = x.min().item(), sampler.trajectory(x, generator=draws)
     for x in path:
         smallest = min(smallest, x.min().item())
-    if not torch.isfinite(x).all():
-        raise FloatingPointError(f"samples are not finite after a smallest value of {smallest:g}")
     return x, smallest
 
 

@@ -221,6 +221,7 @@ LIMITS = (
     "not reached, steps to it are those taken, a lower bound. Chosen after one trial per arm: ranges of learning rates, "
     "and what is expected on breast cancer. There, in data that only a small ridge keeps from being separable, the "
     "Fisher matrix did not reach the target, and AdamW and SGD at their best rates ended below it; the paper compares it "
-    "with gradient descent, and so does the expectation. The network is an illustration without an expectation. The "
+    "with gradient descent, and so does the expectation. The problem of drawn labels was added after that, as one on which the "
+    "paper's comparison can be made, and so was the count of passes against AdamW and SGD. The network is an illustration without an expectation. The "
     "objective is the training loss itself, so tuning and result share the data, for every arm alike."
 )
