@@ -120,8 +120,9 @@ def ours(params: list[torch.nn.Parameter]) -> dict[str, Candidate]:
 
 def state_bytes(optimizer: torch.optim.Optimizer, entries: int) -> float:
     """Return the bytes of states per parameter entry; step counts and other single numbers are in it."""
-    tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-    return sum(t.nbytes for t in tensors) / entries
+    # some of pytorch_optimizer's keep numbers beside the parameters' dictionaries
+    states = [state.values() for state in optimizer.state.values() if isinstance(state, dict)]
+    return sum(t.nbytes for values in states for t in values if isinstance(t, torch.Tensor)) / entries
 
 
 def compare(tensors: int, entries: int, rounds: int) -> list[dict[str, object]]:
