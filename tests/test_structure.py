@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "assay"
-MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.name != "__init__.py" and not {"papers", "comparisons"} & {*p.parts})
+MODULES = sorted(
+    p for p in SOURCE.rglob("*.py") if p.name != "__init__.py" and not {"papers", "comparisons"} & {*p.parts}
+)
 
 LONGEST_FUNCTION = 60
 LONGEST_MODULE = 400
