@@ -27,7 +27,7 @@ def _detached(scores: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "loss",
     [F.cross_entropy, nn.MSELoss(), nn.BCEWithLogitsLoss(), FocalLoss(), RescaledMSELoss(), LeaveOneOutKNNLoss(k=20)],
-    ids=str,
+    ids=lambda loss: getattr(loss, "__name__", type(loss).__name__),
 )
 def test_losses_of_classes_pass(loss: nn.Module) -> None:
     """A loss of labels, or of one-hot targets, would be refused."""
