@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.cards import (
@@ -194,6 +194,8 @@ def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
         load_cards(tmp_path)
 
 
+# No deadline: a busy machine may stop for a while.
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_damaged_file_is_a_card_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     """A half-written card would end in a traceback."""

@@ -34,6 +34,20 @@ def test_part_passes_the_check(factory: Callable[[], object], run: Callable[[Cal
     run(factory)
 
 
+# Classes of a seam that are no criteria, optimizers or transforms: their own tests cover them.
+OTHER = {
+    "losses": {"MultiplicativeDSM"},  # takes a score network and data, not scores and targets
+    "optim": {  # what decides batch sizes, and a factored matrix
+        "AdaptiveBatch",
+        "AugmentedInnerProductTest",
+        "CoordinateNormTest",
+        "InnerProductTest",
+        "LowRank",
+        "NormTest",
+    },
+}
+
+
 @pytest.mark.parametrize("seam", SEAMS)
 def test_seam_with_parts_has_checks(seam: str) -> None:
     """Parts would be published at a seam without any conformance check or any case."""
@@ -58,7 +72,7 @@ def test_every_class_of_the_seam_is_in_a_case(seam: str) -> None:
         made = [make([torch.nn.Parameter(torch.ones(2))]) for make in made]  # type: ignore[operator]
     # What needs more than (scores, targets) is wrapped in a criterion that supplies the rest.
     parts = [module for part in made for module in (part.modules() if isinstance(part, torch.nn.Module) else [part])]
-    assert classes <= {type(part).__name__ for part in parts}
+    assert classes - OTHER.get(seam, set()) <= {type(part).__name__ for part in parts}
 
 
 class _Shifting(torch.nn.Module):

@@ -37,7 +37,7 @@ def test_help_names_every_verb(assay):
         (["run", "grokking-edge", "--seeds", "0"], "at least 1"),
         (["run", "grokking-edge", "--scale", "smoke", "--jobs", "1000"], "1000 jobs"),
         (["run", "grokking-edge", "--scale", "smoke", "--backend", "slurm"], "loky"),
-        (["run", "diffgrad"], "planned"),
+        (["run", "ntk"], "planned"),
         (["train", "--rule", "mono-foward"], "mono-forward"),
         (["train", "--loss", "fokal"], "focal"),
         (["train", "--model", "mlp(widht=3)"], "width"),
