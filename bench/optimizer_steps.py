@@ -159,7 +159,7 @@ def main() -> None:
     torch.set_num_threads(1)
     # all optimizers share the code of the function that wraps their steps, where compiled versions are counted
     torch._dynamo.config.recompile_limit = 64
-    tensors, rounds = (4, 3) if arguments.quick else (100, 9)
+    tensors, rounds = (4, 3) if arguments.quick else (100, 5)
     rows = compare(tensors, 250_000, rounds)
     if arguments.quick:
         print(table(rows))
