@@ -22,7 +22,8 @@ missing gradients, refuses sparse ones, checks lr, betas, eps, momentum and weig
 device and type, and shows complex tensors as real ones.
 
 Cost: in eager mode on a CPU, lists are cut where they exceed a cache (`BLOCK` entries), which halves the time of a step
-against one pass over all parameters per operation; elsewhere, and compiled, a list is a group's whole device and type.
+against one pass over all parameters per operation; elsewhere, and compiled, a list is a group's whole device and type
+(but see `cut_when_compiled`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
     """
 
     moments: ClassVar[tuple[str, ...]] = ()
+    # Compiled on a CPU, cut lists as in eager mode, for steps that need as much memory as the parameters between two
+    # passes over them: each part then uses the memory of the one before. Compiling takes longer.
+    cut_when_compiled: ClassVar[bool] = False
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         super().__init__(params, {"capturable": False} | defaults)
@@ -120,7 +124,8 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             sizes: list[int] = []
             lists: list[list[Tensor]] = [[] for _ in range(3 + len(self.moments))]
-            self._init_group(group, torch.compiler.is_compiling(), sizes, *lists)
+            whole = torch.compiler.is_compiling() and not self.cut_when_compiled
+            self._init_group(group, whole, sizes, *lists)
             start = 0
             for size in sizes:
                 params, grads, steps, *moments = [_real(tensors[start : start + size]) for tensors in lists]
@@ -173,10 +178,16 @@ def per_tensor(values: Tensor, like: list[Tensor]) -> list[float] | list[Tensor]
     return list(values.unbind())
 
 
-def norms(tensors: list[Tensor]) -> Tensor:
-    """Return the Euclidean norm of each tensor, (n,), in at least float32."""
+def norms(tensors: list[Tensor], fused: bool = True) -> Tensor:
+    """Return the Euclidean norm of each tensor, (n,), in at least float32.
+
+    Args:
+        tensors: n of one type.
+        fused: Whether the compiler is to take norms in the loops that make the tensors. If not, it calls one operation
+            for all of them, and all that they need is finished before: with `cut_when_compiled`, a part at a time.
+    """
     precision = torch.promote_types(tensors[0].dtype, torch.float32)
-    if torch.compiler.is_compiling():  # which would call _foreach_norm as it is, apart from its fused loops
+    if fused and torch.compiler.is_compiling():
         return torch.stack([torch.linalg.vector_norm(t, dtype=precision) for t in tensors])
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=precision))
 

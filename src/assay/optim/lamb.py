@@ -111,6 +111,7 @@ class LAMB(MultiTensorOptimizer):
     """
 
     moments = ("exp_avg", "exp_avg_sq")
+    cut_when_compiled = True  # u is needed for its norm, and then again
 
     def __init__(
         self,
@@ -180,7 +181,8 @@ def step_scaled(group: dict[str, Any], params: list[Tensor], updates: list[Tenso
         if group["weight_decay"]:
             torch._foreach_add_(updates, params, alpha=group["weight_decay"])
         if group["layer_adaptation"]:
-            ratios = trust_ratio(norms(params).to(steps), norms(updates).to(steps), group["trust_clip"])
+            weight, update = (norms(tensors, fused=False).to(steps) for tensors in (params, updates))
+            ratios = trust_ratio(weight, update, group["trust_clip"])
             sizes = sizes * ratios
     torch._foreach_mul_(updates, per_tensor(sizes, params))
     torch._foreach_add_(params, updates)

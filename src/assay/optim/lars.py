@@ -52,6 +52,7 @@ class LARS(MultiTensorOptimizer):
     """
 
     moments = ("momentum_buffer",)
+    cut_when_compiled = True  # m is needed for its norm, and then again
 
     def __init__(
         self,
