@@ -43,6 +43,12 @@ def test_the_budget_counts_gradients(options, steps, monkeypatch):
     assert record.status == "done" and record.series["validation_loss"].steps[-1] == pytest.approx(2)
 
 
+def test_a_second_order_step_is_charged_for_its_curvature_and_its_trials():
+    """A step with one trial costs three gradients per sample: at the point, one by one for Fisher, at the trial."""
+    record = train(Streams("test", 0), optimizer="gradient-normalized-newton(max_trials=1)", learning_rate=1.0, **TASK)
+    assert record.status == "done" and record.resources["samples"] == 7 * 3 * 16
+
+
 def test_tuning_looks_at_no_test_data():
     """A rate would be chosen by what it is judged on."""
     record = train(Streams("test", 0), optimizer="sgd", learning_rate=0.1, validation_only=True, **TASK)
@@ -101,5 +107,5 @@ def test_times_and_scores_come_from_the_curves():
 
 def test_every_method_has_as_many_candidates():
     """One method would be tuned better than another."""
-    assert {len(method.rates) for method in METHODS.values()} == {4}
-    assert {len(arm.tuning()) for arm in study("desk").arms.values()} == {4}
+    assert {len(method.rates) for method in METHODS.values()} == {5}
+    assert {len(arm.tuning()) for arm in study("desk").arms.values()} == {5}

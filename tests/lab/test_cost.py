@@ -42,3 +42,14 @@ def test_bytes_are_counted_at_their_peak():
         return found["saved_bytes"]
 
     assert cost(together=True) >= 1.5 * cost(together=False)
+
+
+def test_gradients_asked_for_by_name_are_counted_too() -> None:
+    """Rules that call autograd.grad on leaves would end in an error of the counter's own hooks on modules."""
+    cost: dict[str, float] = {}
+    layer = nn.Linear(4, 3)
+    x = torch.ones(2, 4, requires_grad=True)
+    with counted(cost, layer):
+        torch.autograd.grad(layer(x).sum(), [x, *layer.parameters()])
+    # forward, gradient by the weight and gradient by the input: 2 * 2 * 4 * 3 operations each
+    assert cost["flops_per_update"] == 3 * 48

@@ -67,6 +67,7 @@ def tidy(axes: Axes) -> None:
 def colours(methods: Sequence[str], reference: str) -> dict[str, str]:
     """Return a colour per method; the reference is black."""
     others = [method for method in methods if method != reference]
+    # the registry's type is the base class, which has no list of colours
     wheel = [to_hex(colour) for colour in (*colormaps["tab10"].colors, *colormaps["Dark2"].colors)]  # type: ignore[attr-defined]
     return {reference: "#000000"} | {method: wheel[i % len(wheel)] for i, method in enumerate(others)}
 

@@ -100,8 +100,8 @@ class FakeQuantLinear(nn.Linear):
     def _rounded(self, x: Tensor, form: Int4 | FP4 | None) -> Tensor:
         if form is None:
             return x
-        if not self.training and _is_stochastic(form):
-            form = Int4(form.group, form.outliers, form.symmetric)  # type: ignore[union-attr]
+        if not self.training and isinstance(form, Int4) and form.stochastic:
+            form = Int4(form.group, form.outliers, form.symmetric)
         return straight_through(x, form, self.generator)
 
     def extra_repr(self) -> str:

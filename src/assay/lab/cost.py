@@ -89,6 +89,7 @@ def counted(cost: dict[str, float], module: nn.Module) -> Iterator[None]:
 
     ledger = _Ledger({p.untyped_storage().data_ptr() for p in module.parameters()})
     counter = FlopCounterMode(display=False)
+    # stands in for a ModuleTracker, whose hooks fail in rules that call autograd.grad
     counter.mod_tracker = _Anywhere()  # type: ignore[assignment]
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: _Saved(t, ledger), lambda saved: saved.tensor)
     with counter, hooks, listening(lambda t: _Saved(t, ledger)):

@@ -74,6 +74,7 @@ class NoPropChain(nn.Module):
         """Return class scores (B, C)."""
         start = z = self.net.start(x)
         for i, block in enumerate(self.net.blocks):
+            # an nn.ModuleList forgets its members' type
             logits = block(z, block.encode(x))  # type: ignore[operator]
             z = z + logits if self.link == "logits" else torch.lerp(z, logits.softmax(1), self.gates[i].tanh())
         scores: Tensor = z - start if self.link == "logits" else self.head(z)

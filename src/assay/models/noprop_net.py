@@ -126,6 +126,7 @@ class NoPropNet(nn.Module):
         """Return logits (B, C) of one block that gets x and no label."""
         block, z = self.blocks[index], self.start(x)
         t = z.new_zeros(len(z)) if self.time_conditioned else None
+        # an nn.ModuleList forgets its members' type
         scores: Tensor = block(z, block.encode(x), t)  # type: ignore[operator]
         return scores
 

@@ -103,6 +103,7 @@ def tract(model: nn.Module, layers: str | Iterable[str] | None = None, lam: floa
         )
     for change in changes:
         change.module.__class__ = REPLACEMENTS[change.original]
+        # the class was exchanged a line above, which a type checker does not follow
         change.module.lam = lam  # type: ignore[assignment]
     return TrActRecord(changes, lam)
 

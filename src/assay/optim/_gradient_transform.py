@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from assay.errors import InvalidInput
+from assay.optim._dense import refuse_sparse
 
 __all__ = ["GradientTransform"]
 
@@ -43,11 +43,7 @@ class GradientTransform:
         """
         holders = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         for parameter in holders:
-            if parameter.grad.layout is not torch.strided:
-                raise InvalidInput(
-                    f"{type(self).__name__} needs dense gradients; the parameter of shape {tuple(parameter.shape)} has "
-                    f"one of layout {parameter.grad.layout} (for example from nn.Embedding(sparse=True))"
-                )
+            refuse_sparse(parameter, type(self).__name__)
         return holders
 
     def _before_step(

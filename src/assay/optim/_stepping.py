@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
+from assay.optim._dense import refuse_sparse
 
 __all__ = ["MultiTensorOptimizer", "norms", "per_tensor"]
 
@@ -140,7 +141,7 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
         """
         params = [p for p in group["params"] if p.grad is not None]
         for p in params:
-            _refuse_sparse(p, type(self).__name__)
+            refuse_sparse(p, type(self).__name__)
             if not self.state[p]:
                 device = p.device if group["capturable"] else "cpu"
                 count = torch.zeros((), dtype=torch.float32, device=device)
@@ -221,11 +222,3 @@ def _parts(params: list[Tensor], whole: bool) -> Iterator[list[Tensor]]:
             part, entries = [], 0
     if part:
         yield part
-
-
-def _refuse_sparse(parameter: Tensor, name: str) -> None:
-    if parameter.grad is not None and parameter.grad.layout is not torch.strided:
-        raise InvalidInput(
-            f"{name} needs dense gradients; the parameter of shape {tuple(parameter.shape)} has one of layout "
-            f"{parameter.grad.layout} (for example from nn.Embedding(sparse=True))"
-        )

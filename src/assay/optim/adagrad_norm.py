@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
+from assay.optim._dense import refuse_sparse
 
 __all__ = ["AdaGradNorm"]
 
@@ -100,13 +101,9 @@ class AdaGradNorm(torch.optim.Optimizer):
 
 
 def _with_decay(parameter: Tensor, decay: float) -> Tensor:
+    refuse_sparse(parameter, "AdaGradNorm")
     gradient = parameter.grad
     assert gradient is not None
-    if gradient.layout is not torch.strided:
-        raise InvalidInput(
-            f"AdaGradNorm needs dense gradients; the parameter of shape {tuple(parameter.shape)} has one of layout "
-            f"{gradient.layout} (for example from nn.Embedding(sparse=True))"
-        )
     return gradient.add(parameter, alpha=decay) if decay else gradient
 
 

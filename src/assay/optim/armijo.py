@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
+from assay.optim._dense import refuse_sparse
 
 __all__ = ["ArmijoDescent"]
 
@@ -137,7 +138,7 @@ class _Moved:
         self.lr = float(group["lr"])
         self.params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
         for p in self.params:
-            _refuse_sparse(p)
+            refuse_sparse(p, "ArmijoDescent")
         self.starts = [p.clone() for p in self.params]
         self.grads = [p.grad.clone() for p in self.params]  # type: ignore[union-attr]
         norms = torch._foreach_norm(self.grads) if self.grads else []
@@ -148,11 +149,3 @@ class _Moved:
             torch._foreach_copy_(self.params, self.starts)
             if scale * self.lr:
                 torch._foreach_add_(self.params, self.grads, alpha=-scale * self.lr)
-
-
-def _refuse_sparse(parameter: Tensor) -> None:
-    if parameter.grad is not None and parameter.grad.layout is not torch.strided:
-        raise InvalidInput(
-            f"ArmijoDescent needs dense gradients; the parameter of shape {tuple(parameter.shape)} has one of layout "
-            f"{parameter.grad.layout} (for example from nn.Embedding(sparse=True))"
-        )

@@ -28,6 +28,7 @@ from torch import Tensor
 from assay.compress.fp8_scaling import FORMATS
 from assay.compress.range_expansion import ExpandedGroups, dequantize_expanded, quantize_expanded
 from assay.errors import InvalidInput
+from assay.optim._dense import refuse_sparse
 
 __all__ = ["COATAdamW"]
 
@@ -118,11 +119,7 @@ class COATAdamW(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        if gradient.layout is not torch.strided:
-            raise InvalidInput(
-                f"COATAdamW needs dense gradients; the parameter of shape {tuple(parameter.shape)} has one of layout "
-                f"{gradient.layout} (for example from nn.Embedding(sparse=True))"
-            )
+        refuse_sparse(parameter, "COATAdamW")
         state = self.state[parameter]
         if not state:
             state.update(_initial_state(parameter, group))

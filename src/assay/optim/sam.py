@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
+from assay.optim._dense import refuse_sparse
 
 __all__ = ["SAM"]
 
@@ -108,7 +109,7 @@ class SAM(torch.optim.Optimizer):
         """Move the weights to w + e and return each moved parameter with its old value."""
         moved = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         for parameter, _ in moved:
-            _refuse_sparse(parameter)
+            refuse_sparse(parameter, "SAM")
         length = _norm([_scaled(p, group["adaptive"]) for p, group in moved])
         weights = [(p, p.clone()) for p, _ in moved]
         for parameter, group in moved:
@@ -169,11 +170,3 @@ def _norm(tensors: list[Tensor]) -> Tensor:
         return torch.ones(())
     norms = [torch.linalg.vector_norm(t).to(tensors[0].device) for t in tensors]
     return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def _refuse_sparse(parameter: Tensor) -> None:
-    if parameter.grad is not None and parameter.grad.layout is not torch.strided:
-        raise InvalidInput(
-            f"SAM needs dense gradients; the parameter of shape {tuple(parameter.shape)} has one of layout "
-            f"{parameter.grad.layout} (for example from nn.Embedding(sparse=True))"
-        )

@@ -24,6 +24,8 @@ from assay.lab import Record, Series
 from assay.lab.resources import check_deadline
 from assay.names import Spec, parse, resolve
 from assay.optim.adaptive_batch import AdaptiveBatch
+from assay.optim.curvature import empirical_fisher
+from assay.optim.gradient_normalized_newton import GradientNormalizedNewton
 from assay.optim.target_surrogates import TargetSurrogate
 from assay.streams import Streams
 
@@ -52,6 +54,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             self.parts.append(torch.optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw"))
         super().__init__([{"params": part.param_groups[0]["params"]} for part in self.parts], {"lr": lr})
 
+    # torch declares step by overloads that only an optimizer with a closure can meet
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Step both, at the learning rate of this optimizer's groups."""
         for group, part in zip(self.param_groups, self.parts, strict=True):
@@ -197,6 +200,12 @@ def _update(
         value = stepper.step(lambda: network(x).flatten(0, -2), lambda z: _loss(z, y.flatten()))
         progress.finite = bool(torch.isfinite(value))
         progress.spent += len(x) * (stepper.counts["forwards"] - before)
+    elif isinstance(stepper, GradientNormalizedNewton):
+        before = _gradients(stepper)
+        stepper.curvature = empirical_fisher(lambda: _losses(network(x), y))
+        value = stepper.step(lambda: _loss(network(x), y))
+        progress.finite = bool(torch.isfinite(value))
+        progress.spent += len(x) * (_gradients(stepper) - before)
     elif getattr(stepper, "needs_closure", False):
         stepper.step(closure)
     else:
@@ -205,8 +214,19 @@ def _update(
     progress.seconds += time.process_time() - start
 
 
+def _gradients(stepper: GradientNormalizedNewton) -> int:
+    """Return how many gradients per sample were computed so far; empirical Fisher takes one."""
+    return stepper.counts["evaluations"] + stepper.counts["curvatures"]
+
+
 def _loss(scores: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(scores.flatten(0, -2), targets.flatten())
+
+
+def _losses(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean loss of each sample."""
+    losses = F.cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none")
+    return losses.view(len(targets), -1).mean(1)
 
 
 @torch.no_grad()
