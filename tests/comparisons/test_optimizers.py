@@ -12,6 +12,7 @@ from assay.comparisons.optimizers.figures import figures, scores, times
 from assay.comparisons.optimizers.study import METHODS, TARGETS, study
 from assay.comparisons.optimizers.training import MuonWithAdamW, train
 from assay.models.mlp import MLP
+from assay.models.transformer_lm import TransformerLM
 from assay.streams import Streams
 
 TASK = {
@@ -58,7 +59,7 @@ def test_tuning_looks_at_no_test_data():
 def test_muon_takes_the_inner_matrices_only():
     """First and last layer and biases are AdamW's, as Muon's authors have it."""
     model = MLP((6,), 3, width=4, depth=3)
-    muon = MuonWithAdamW(model.parameters(), lr=0.01)
+    muon = MuonWithAdamW(model.named_parameters(), lr=0.01)
     matrices = {id(p) for p in muon.parts[1].param_groups[0]["params"]}
     assert matrices == {id(model.block2[0].weight), id(model.block3[0].weight)}
     twins = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
@@ -71,6 +72,35 @@ def test_muon_takes_the_inner_matrices_only():
         optimizer.step()
     for p, twin in zip(model.parameters(), twins, strict=True):
         assert torch.equal(p.detach(), twin.detach())
+
+
+def test_muon_leaves_every_embedding_to_adamw():
+    """The transformer's second parameter is its position embedding, a matrix like any other by its shape."""
+    model = TransformerLM((8,), 11, width=8, depth=1, heads=2)
+    muon = MuonWithAdamW(model.named_parameters(), lr=0.01)
+    matrices = {id(p) for p in muon.parts[1].param_groups[0]["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in matrices}
+    assert names and all(name.startswith("block") for name in names)
+
+
+def test_a_forward_pass_alone_is_charged_a_third(monkeypatch):
+    """A rate at which every inner step is searched would be charged as if each trial had a gradient."""
+    monkeypatch.setattr("assay.comparisons.optimizers.training._rate", lambda share: 1.0)
+    forwards = []
+
+    def count(module, inputs, outputs):
+        if isinstance(module, MLP) and module.training:
+            forwards.append(len(outputs))
+
+    options = {"optimizer": "armijo-descent", "around": "target-surrogate(eta=8.0, inner_steps=3)"}
+    handle = nn.modules.module.register_module_forward_hook(count)
+    try:
+        record = train(Streams("test", 0), learning_rate=30.0, **{**TASK, "passes": 0.05}, **options)
+    finally:
+        handle.remove()
+    # one step on 16 samples, whose three inner steps have a gradient each
+    assert set(forwards) == {16} and len(forwards) > 6
+    assert record.resources["samples"] == pytest.approx(16 * (3 + (len(forwards) - 3) / 3))
 
 
 def _trial(arm: str, seed: int, losses: list[float], status: str = "done") -> dict:

@@ -66,3 +66,10 @@ def test_nan_and_foreign_states_are_refused():
         sampler.grow_to(math.nan)
     with pytest.raises(InvalidInput, match="samples"):
         sampler.load_state_dict({**sampler.state_dict(), "order": torch.arange(5)})
+
+
+def test_a_broken_off_epoch_is_not_continued():
+    """After a look at the first batch, the next epoch would lack its samples."""
+    sampler = AdaptiveBatchSampler(10, 2)
+    next(iter(sampler))
+    assert sorted(i for batch in sampler for i in batch) == list(range(10))

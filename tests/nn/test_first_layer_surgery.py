@@ -53,6 +53,19 @@ def test_leaving_the_block_undoes_also_after_an_error() -> None:
     assert type(model[1]) is nn.Conv2d
 
 
+def test_a_layer_that_was_parametrized_since_is_not_undone() -> None:
+    """It would get a class that lacks the parametrized weight, and no longer run."""
+    layer = nn.Linear(3, 2)
+    record = tract(layer)
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    with pytest.raises(InvalidInput, match="Parametrized"):
+        record.undo()
+    assert layer(torch.ones(1, 3)).shape == (1, 2) and record.active
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    record.undo()
+    assert type(layer) is nn.Linear
+
+
 def test_parameters_hooks_and_optimizer_stay() -> None:
     """The optimizer would train parameters that the model no longer uses, or hooks would be lost."""
     model = _model()

@@ -50,6 +50,35 @@ def test_sizes_follow_the_definitions_in_loops(seed):
     assert CoordinateNormTest(0.5)(gradients) == pytest.approx(max(entries))
 
 
+def test_variances_of_a_part_go_with_the_mean_of_the_whole():
+    """A test would use the part's mean, whose square is too large by the part's noise."""
+    gradients = _random(7)
+    part = {name: g[:5] for name, g in gradients.items()}
+    mean = {name: g.mean(0) for name, g in gradients.items()}
+    rows = torch.cat([g.flatten(1) for g in part.values()], 1)
+    m = torch.cat([g.flatten() for g in mean.values()])
+    squared, along = float(m @ m), float((rows @ m).var())
+    across = float((rows - torch.outer(rows @ m, m) / squared).var(0).sum())
+    assert NormTest(0.5)(part, mean) == pytest.approx(float(rows.var(0).sum()) / (0.25 * squared))
+    assert InnerProductTest(0.7)(part, mean) == pytest.approx(along / (0.49 * squared**2))
+    assert AugmentedInnerProductTest(9.0, 1.1)(part, mean) == pytest.approx(across / (1.21 * squared))
+    assert CoordinateNormTest(0.5)(part, mean) == pytest.approx(float((rows.var(0) / (0.25 * m**2)).max()))
+    with pytest.raises(InvalidInput, match="bias"):
+        NormTest()(part, {"weight": mean["weight"]})
+
+
+@pytest.mark.parametrize("test", [NormTest(), InnerProductTest(), AugmentedInnerProductTest(), CoordinateNormTest()])
+def test_sizes_of_half_precision_complex_and_not_finite_gradients(test):
+    """Squares of small half-precision numbers are 0, and a comparison with NaN says that the mean is."""
+    small = {name: 1e-4 * g.float() for name, g in _random(3).items()}
+    half = {name: g.half() for name, g in small.items()}
+    assert test(half) == pytest.approx(test(small), rel=0.2)
+    pairs = torch.randn(6, 4, 2, generator=torch.Generator().manual_seed(0)) + 1
+    assert test({"w": torch.view_as_complex(pairs)}) == test({"w": pairs})
+    small["bias"][2, 1] = math.nan
+    assert math.isnan(test(small))
+
+
 def test_the_norm_test_splits_into_the_other_two():
     """The norm test's tr Var(g) = Var(c) / |m|^2 + tr Var(o), so that it adds what the others compare."""
     gradients = _random(5)
@@ -94,12 +123,18 @@ def test_per_sample_gradients_are_those_of_single_samples():
 
 
 def test_bad_input_is_refused():
-    """Batch norm gives no sample a gradient of its own; one sample has no variance."""
+    """Batch norm gives no sample a gradient of its own, unless it is frozen; one sample has no variance."""
     normalised = MLP((5,), 3, width=4, batch_norm=True)
     with pytest.raises(InvalidInput, match="BatchNorm1d"):
         per_sample_gradients(normalised, nn.functional.cross_entropy, torch.ones(2, 5), torch.tensor([0, 1]))
     with pytest.raises(InvalidInput, match="at least 2"):
         NormTest()({"w": torch.ones(1, 3)})
+    model, frozen = (MLP((5,), 3, width=4, batch_norm=True).eval() for _ in range(2))
+    frozen.load_state_dict(model.state_dict())
+    x, y = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
+    nn.functional.cross_entropy(model(x), y).backward()
+    rows = per_sample_gradients(frozen, nn.functional.cross_entropy, x, y)
+    torch.testing.assert_close(rows["head.weight"].mean(0), model.head.weight.grad)
     for make in (lambda: NormTest(0.0), lambda: InnerProductTest(-1.0), lambda: CoordinateNormTest(math.inf)):
         with pytest.raises(InvalidInput, match="above 0"):
             make()

@@ -57,6 +57,27 @@ def test_clipping_comes_before_the_noise():
     assert float(noise) == pytest.approx(0.2 * math.sqrt(len(weights) - 0.5), abs=0.2 * 4 * math.sqrt(0.5))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaled_loss_gets_the_same_noise(fused):
+    """A scaler leaves unscaling to a fused optimizer, whose gradients would be 2^16 times the noise; t would count overflows."""
+    weights = _weights()
+    optimizer = torch.optim.SGD([weights], lr=1.0, fused=fused)
+    noise = GradientNoise(optimizer, eta=0.25, clip_norm=2.0)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.tensor(0.0))
+    weights.grad.fill_(float(scaler.get_scale()))
+    scaler.step(optimizer)
+    scaler.update()
+    assert noise.t == 1
+    # gradients of 1, clipped to a norm of 2
+    assert float(weights.detach().mean()) == pytest.approx(-2 / math.sqrt(len(weights)), abs=4 * 0.5 / math.sqrt(1e5))
+    assert float(weights.detach().std()) == pytest.approx(0.5, rel=0.02)
+    before = weights.detach().clone()
+    weights.grad[3] = math.inf
+    scaler.step(optimizer)
+    assert torch.equal(weights, before) and noise.t == 1
+
+
 def test_no_noise_is_the_plain_optimizer():
     """The baseline, noise of variance 0, would be another optimizer."""
     runs = []

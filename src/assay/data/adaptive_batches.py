@@ -17,7 +17,8 @@ __all__ = ["AdaptiveBatchSampler"]
 class AdaptiveBatchSampler(Sampler[list[int]]):
     """Yields shuffled index batches of the size that is set at that moment.
 
-    Every sample comes once per epoch, whatever the sizes; the last batch of an epoch may be smaller. Use it as the
+    Every sample comes once per epoch, whatever the sizes; the last batch of an epoch may be smaller, and an epoch that
+    was broken off is not continued unless its state was loaded. Use it as the
     `batch_sampler` of a `DataLoader` without workers: workers would fetch batches of an outdated size ahead.
 
     Args:
@@ -59,6 +60,7 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
         self.generator = generator if generator is not None else torch.Generator().manual_seed(0)
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0
+        self._restored = False
 
     def grow_to(self, size: float) -> None:
         """Set the size for the batches to come; never below the current one nor above the largest."""
@@ -68,7 +70,9 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield an epoch, or what a restored state left of it."""
-        if self._position >= len(self._order):
+        going_on = self._restored and self._position < len(self._order)
+        self._restored = False
+        if not going_on:
             self._order, self._position = torch.randperm(self.num_samples, generator=self.generator), 0
         while self._position < len(self._order):
             batch = self._order[self._position : self._position + self.batch_size]
@@ -97,3 +101,4 @@ class AdaptiveBatchSampler(Sampler[list[int]]):
             )
         self.batch_size, self._order, self._position = state["batch_size"], state["order"], state["position"]
         self.generator.set_state(state["generator"].cpu())
+        self._restored = True

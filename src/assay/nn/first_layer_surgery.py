@@ -50,8 +50,18 @@ class TrActRecord:
         return {change.name: change.module for change in self._changes}
 
     def undo(self) -> None:
-        """Give every layer its class back; done once, further calls do nothing."""
+        """Give every layer its class back; done once, further calls do nothing.
+
+        Raises:
+            InvalidInput: If a layer got yet another class since, as by a parametrization; nothing is undone then.
+        """
         if self.active:
+            changed = [c for c in self._changes if type(c.module) is not REPLACEMENTS[c.original]]
+            if changed:
+                raise InvalidInput(
+                    f"tract: {changed[0].name or 'the layer'} is a {type(changed[0].module).__name__} by now, not the "
+                    f"{REPLACEMENTS[changed[0].original].__name__} that was put there; first remove what came after"
+                )
             for change in self._changes:
                 change.module.__class__ = change.original
                 del change.module.lam

@@ -54,8 +54,24 @@ class GradientTransform:
             return (args[0], self._after(args[1]), *args[2:]), kwargs
         if kwargs.get("closure") is not None:
             return args, {**kwargs, "closure": self._after(kwargs["closure"])}
-        self.change()
+        if self._unscaled():
+            self.change()
         return None
+
+    def _unscaled(self) -> bool:
+        """Divide gradients by the loss's scale where the step would; return whether there is to be a step at all.
+
+        A `torch.amp.GradScaler` leaves both to a fused optimizer: it sets two tensors on it before it calls the step.
+        """
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        if found_inf is not None and float(found_inf) > 0:
+            return False
+        scale = getattr(self.optimizer, "grad_scale", None)
+        if scale is not None:
+            for parameter in self._holders():
+                parameter.grad.div_(scale.to(parameter.grad.device))  # type: ignore[union-attr]  # a holder has one
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]  # the scaler's, not declared by torch
+        return True
 
     def _after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def evaluate() -> Any:

@@ -5,12 +5,13 @@ Lau, Liu and Kolar, arXiv:2402.11215, algorithm 1 (AdAdaGradNorm without its bat
     S <- S + |g|^2;   x <- x - lr g / sqrt(S)
 
 granularity: "global" has one S for all parameters (the paper), "tensor" one per tensor, "row" one per entry of the
-first dimension (per neuron or filter, as the official code's class).
+first dimension (per neuron or filter), of tensors that have two or more.
 
 Shapes: x and g are a parameter's; S is a scalar, or (rows,).
-Departures: weight decay adds decay * x to g, where the official code adds it to itself; complex gradients count by
-their absolute value.
-Cost: one scalar (or one per row) per parameter; three passes over the gradients.
+Departures: weight decay adds decay * x to g, where the official code adds it to itself; that code's class has rows too,
+but one S per entry of a vector, to which it adds those of the weight's rows; complex gradients count by their absolute
+value.
+Cost: one scalar (or one per row) per parameter, of at least float32; three passes over the gradients.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from assay.errors import InvalidInput
 from assay.optim._dense import refuse_sparse
+from assay.optim._saved_states import restore_types
 
 __all__ = ["AdaGradNorm"]
 
@@ -36,7 +38,7 @@ class AdaGradNorm(torch.optim.Optimizer):
     Args:
         params: Parameters or groups of them.
         lr: Step size, 0 or more.
-        initial_accumulator: S at the start, above 0.
+        initial_accumulator: S at the start, above 0; a parameter that joins a global S later takes it as it is.
         weight_decay: Added to the gradient as weight_decay * x, 0 or more.
         granularity: "global", "tensor" or "row".
 
@@ -82,22 +84,39 @@ class AdaGradNorm(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
-        if not found:
-            return loss
         gradients = [_with_decay(p, group["weight_decay"]) for group, p in found]
         squares = [_squared(g, group["granularity"]) for (group, _), g in zip(found, gradients, strict=True)]
-        shared = [s for (group, _), s in zip(found, squares, strict=True) if group["granularity"] == "global"]
-        total = torch.stack([s.to(shared[0].device) for s in shared]).sum() if shared else None
+        self._add_global([s for (group, _), s in zip(found, squares, strict=True) if group["granularity"] == "global"])
         for (group, p), gradient, square in zip(found, gradients, squares, strict=True):
             state = self.state[p]
-            if not state:
-                state["sum"] = torch.full_like(square, group["initial_accumulator"])
-            state["sum"] += total.to(square.device) if group["granularity"] == "global" else square  # type: ignore[union-attr]
+            if group["granularity"] != "global":
+                if not state:
+                    state["sum"] = torch.full_like(square, group["initial_accumulator"])
+                state["sum"] += square
             scale = state["sum"].rsqrt()
-            p.add_(
-                gradient * scale.view(-1, *[1] * (p.ndim - 1)) if scale.ndim else gradient * scale, alpha=-group["lr"]
-            )
+            scaled = gradient * (scale.view(-1, *[1] * (p.ndim - 1)) if scale.ndim else scale)
+            p.add_(scaled, alpha=-float(group["lr"]))
         return loss
+
+    def _add_global(self, squares: list[Tensor]) -> None:
+        """Add to the one S, of which every parameter keeps a copy, whether it has a gradient now or not."""
+        if not squares:
+            return
+        total = torch.stack([s.to(squares[0].device) for s in squares]).sum()
+        groups = [group for group in self.param_groups if group["granularity"] == "global"]
+        present = next((self.state[p]["sum"] for g in groups for p in g["params"] if self.state[p]), None)
+        for group, p in [(g, p) for g in groups for p in g["params"]]:
+            if not self.state[p]:
+                start = total.new_tensor(group["initial_accumulator"]) if present is None else present
+                self.state[p]["sum"] = start.to(p.device, torch.promote_types(p.real.dtype, torch.float32), copy=True)
+        for state in (self.state[p] for g in groups for p in g["params"]):
+            state["sum"] += total.to(state["sum"])
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, bit for bit."""
+        super().load_state_dict(state_dict)
+        restore_types(self, state_dict, ["sum"])
 
 
 def _with_decay(parameter: Tensor, decay: float) -> Tensor:

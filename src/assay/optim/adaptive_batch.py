@@ -2,20 +2,22 @@
 
 Lau, Liu and Kolar, arXiv:2402.11215, algorithm 1. On a batch of size b, with the parameters before the update:
 
-    gradient = mean of the batch's;   suggestion = test(per-sample gradients)   (`assay.optim.batch_tests`)
+    m = mean gradient of the batch;   suggestion = test(per-sample gradients, m)   (`assay.optim.batch_tests`)
     optimizer step;   b <- min(b_max, max(b, ceil(suggestion)))
 
 With `torch.optim.Adagrad` this is AdAdaGrad, with `assay.optim.AdaGradNorm` AdAdaGradNorm.
 
 Shapes: x (b, ...), y (b, ...).
-Departures: the step's own gradient comes from an ordinary backward pass, so that a test that never fires leaves a run
-bit for bit as it is; per-sample gradients of at most `subsample` samples, the first ones of a shuffled batch, serve the
-test. The test is not made any more once b = b_max.
+Departures: m comes from an ordinary backward pass, so that a test that never fires leaves a run bit for bit as it is;
+variances come from per-sample gradients of at most `subsample` samples, the first ones of a shuffled batch. The test is
+not made any more once b = b_max. Micro-batches (gradient accumulation, data parallelism) are not merged: a step is one
+batch on one device, without a gradient scaler.
 Cost: a second pass, over the tested samples, and their gradients: subsample times the parameters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -34,17 +36,18 @@ class AdaptiveBatch:
     Args:
         optimizer: Over the model's parameters.
         sampler: The `batch_sampler` of the loader that the batches come from.
-        test: Per-sample gradients -> suggested size, such as `assay.optim.NormTest`.
+        test: `test(gradients, mean) -> suggested size`, of single samples' gradients and the batch's by name, such as
+            `assay.optim.NormTest`.
         model: Trained; must not mix samples.
         loss: `loss(scores, targets) -> scalar`, a mean over samples.
         interval: Steps between tests.
-        subsample: Most samples that are tested; None for all of the batch.
+        subsample: Most samples whose own gradients are computed; None for all of the batch.
 
     Attributes:
         suggestion: What the last test suggested.
 
     Raises:
-        InvalidInput: If interval or subsample is too small.
+        InvalidInput: If interval, subsample or the sampler's first batches are too small for a variance.
 
     Example:
         >>> from torch.utils.data import DataLoader, TensorDataset
@@ -65,7 +68,7 @@ class AdaptiveBatch:
         self,
         optimizer: torch.optim.Optimizer,
         sampler: AdaptiveBatchSampler,
-        test: Callable[[Mapping[str, Tensor]], float],
+        test: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], float],
         model: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
         interval: int = 1,
@@ -73,6 +76,8 @@ class AdaptiveBatch:
     ) -> None:
         if interval < 1 or (subsample is not None and subsample < 2):
             raise InvalidInput(f"interval must be at least 1 and subsample at least 2; got {interval} and {subsample}")
+        if sampler.batch_size < 2:
+            raise InvalidInput("a batch of 1 has no variance and would never be tested; start with 2 or more")
         self.optimizer, self.sampler, self.test = optimizer, sampler, test
         self.model, self.loss = model, loss
         self.interval, self.subsample = interval, subsample
@@ -89,13 +94,16 @@ class AdaptiveBatch:
             The batch's loss, detached.
 
         Raises:
-            InvalidInput: If the model mixes samples, or gradients are not finite.
+            InvalidInput: If the model mixes samples, or the test's answer is NaN, as for gradients that are not finite;
+                nothing is updated then.
         """
-        self.steps += 1
-        suggestion = self._suggested(x, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(self.model(x), y)
         loss.backward()
+        self.steps += 1
+        suggestion = self._suggested(x, y)
+        if suggestion is not None and math.isnan(suggestion):
+            raise InvalidInput("the suggested batch size is NaN; the gradients that it comes from must be finite")
         self.optimizer.step()
         if suggestion is not None:
             self.suggestion = suggestion
@@ -109,7 +117,11 @@ class AdaptiveBatch:
         if full or self.steps % self.interval or len(x) < 2:
             return None
         tested = len(x) if self.subsample is None else min(self.subsample, len(x))
-        return self.test(per_sample_gradients(self.model, self.loss, x[:tested], y[:tested]))
+        gradients = per_sample_gradients(self.model, self.loss, x[:tested], y[:tested])
+        parameters = dict(self.model.named_parameters())
+        # a parameter that the loss does not reach has gradients of 0 for single samples and none for the batch
+        mean = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
+        return self.test(gradients, {name: mean[name] for name in gradients})
 
     def state_dict(self) -> dict[str, object]:
         """Return the step count and the last suggestion; save it beside the optimizer's and the sampler's state."""

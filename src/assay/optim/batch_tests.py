@@ -9,13 +9,15 @@ al.'s (2018). With per-sample gradients g_i of a batch of b, their mean m and un
     augmented         both of the last two: the larger size
     coordinate        for each entry j of the gradient                next b = max_j Var_j / (eta^2 m_j^2)
 
-A test holds exactly where the next size is at most b, so a size that may only grow needs no other answer.
+A test holds exactly where the next size is at most b, so a size that may only grow needs no other answer. Variances may
+come from a part of the batch; m must not, since |m|^2 of a part is too large by the noise that the batch averages out.
 
-Shapes: per-sample gradients by name, each (b, *parameter's shape); inner products are over all parameters together.
+Shapes: per-sample gradients by name, each (k, *parameter's shape), of k <= b samples, and m by name; inner products are
+over all parameters together, complex ones as pairs of real numbers, in at least float32.
 Departures: the official code sums the variances of inner products tensor by tensor, where the definition takes the
 inner product over all parameters first. |m|^2 overestimates the squared norm of the true gradient by tr Cov / b, which
 no test corrects: at eta near 1 a small batch hardly ever fails.
-Cost: a few passes over the (b, parameters) table.
+Cost: a few passes over the (k, parameters) table.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from assay.errors import InvalidInput
 
@@ -39,6 +42,8 @@ def per_sample_gradients(
 ) -> dict[str, Tensor]:
     """Return each sample's own gradient by parameter name, (b, *shape).
 
+    Neither the network's buffers nor the global generators change, though dropout draws from them.
+
     Args:
         model: A network without layers that mix samples.
         loss: `loss(scores, targets) -> scalar`, a mean over samples.
@@ -46,7 +51,8 @@ def per_sample_gradients(
         y: Targets (b, ...).
 
     Raises:
-        InvalidInput: If the network normalises over the batch: no sample has a gradient of its own then.
+        InvalidInput: If the network normalises over the batch: no sample has a gradient of its own then. Batch norm
+            with frozen statistics (in `eval` mode) does not.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -57,29 +63,40 @@ def per_sample_gradients(
                 [0., 1.]])
     """
     for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
             raise InvalidInput(
                 f"{type(module).__name__} mixes the samples of a batch, so that none has a gradient of its own; use "
                 "nn.GroupNorm or nn.LayerNorm"
             )
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
 
     def of_one(parameters: dict[str, Tensor], one: Tensor, target: Tensor) -> Tensor:
-        scores = torch.func.functional_call(model, parameters, (one.unsqueeze(0),))
+        scores = torch.func.functional_call(model, (parameters, buffers), (one.unsqueeze(0),))
         return loss(scores, target.unsqueeze(0))
 
-    gradients: dict[str, Tensor] = torch.func.vmap(
-        torch.func.grad(of_one), in_dims=(None, 0, 0), randomness="different"
-    )(trained, x, y)
+    each = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0), randomness="different")
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        gradients: dict[str, Tensor] = each(trained, x, y)
     return gradients
 
 
-def _table(gradients: Gradients) -> Tensor:
-    """Return all gradients as (b, parameters)."""
-    table = torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
+def _moments(gradients: Gradients, mean: Gradients | None) -> tuple[Tensor, Tensor]:
+    """Return all gradients as (k, parameters) and the batch's mean as (parameters,)."""
+    table = torch.cat([_flat(g, 1) for g in gradients.values()], dim=1)
     if len(table) < 2:
         raise InvalidInput(f"a variance needs the gradients of at least 2 samples; got {len(table)}")
-    return table
+    if mean is None:
+        return table, table.mean(0)
+    if mean.keys() != gradients.keys():
+        different = sorted(mean.keys() ^ gradients.keys())
+        raise InvalidInput(f"the mean gradient must have the names of the gradients; they differ in {different}")
+    return table, torch.cat([_flat(mean[name], 0) for name in gradients])
+
+
+def _flat(gradient: Tensor, start: int) -> Tensor:
+    real = torch.view_as_real(gradient) if gradient.is_complex() else gradient
+    return real.reshape(*real.shape[:start], -1).to(torch.promote_types(real.dtype, torch.float32))
 
 
 def _above_zero(**values: float) -> None:
@@ -89,9 +106,11 @@ def _above_zero(**values: float) -> None:
 
 
 def _ratio(variance: Tensor, bound: Tensor) -> float:
-    """Return the size; infinite where the mean is 0 but the variance is not, 0 where there is no variance."""
+    """Return the size; infinite where the mean is 0 but the variance is not, 0 without variance, NaN for NaN."""
     if float(variance) == 0:
         return 0.0
+    if not math.isfinite(float(variance)):
+        return math.nan
     return float(variance) / float(bound) if float(bound) > 0 else math.inf
 
 
@@ -112,10 +131,15 @@ class NormTest:
     def __post_init__(self) -> None:
         _above_zero(eta=self.eta)
 
-    def __call__(self, gradients: Gradients) -> float:
-        """Return the next batch size: at most the present one where the test holds."""
-        table = _table(gradients)
-        return _ratio(table.var(0).sum(), self.eta**2 * table.mean(0).square().sum())
+    def __call__(self, gradients: Gradients, mean: Gradients | None = None) -> float:
+        """Return the next batch size: at most the present one where the test holds.
+
+        Args:
+            gradients: Of single samples, by name.
+            mean: The batch's, by name; None for the mean of `gradients`.
+        """
+        table, m = _moments(gradients, mean)
+        return _ratio(table.var(0).sum(), self.eta**2 * m.square().sum())
 
 
 @dataclass(frozen=True)
@@ -131,11 +155,10 @@ class InnerProductTest:
     def __post_init__(self) -> None:
         _above_zero(theta=self.theta)
 
-    def __call__(self, gradients: Gradients) -> float:
-        """Return the next batch size: at most the present one where the test holds."""
-        table = _table(gradients)
-        mean = table.mean(0)
-        return _ratio((table @ mean).var(), self.theta**2 * mean.square().sum().square())
+    def __call__(self, gradients: Gradients, mean: Gradients | None = None) -> float:
+        """Return the next batch size, as `NormTest` does."""
+        table, m = _moments(gradients, mean)
+        return _ratio((table @ m).var(), self.theta**2 * m.square().sum().square())
 
 
 @dataclass(frozen=True)
@@ -153,12 +176,11 @@ class AugmentedInnerProductTest:
     def __post_init__(self) -> None:
         _above_zero(theta=self.theta, nu=self.nu)
 
-    def __call__(self, gradients: Gradients) -> float:
-        """Return the next batch size: at most the present one where both tests hold."""
-        table = _table(gradients)
-        mean = table.mean(0)
-        squared = mean.square().sum()
-        along = table @ mean
+    def __call__(self, gradients: Gradients, mean: Gradients | None = None) -> float:
+        """Return the next batch size, as `NormTest` does: at most the present one where both tests hold."""
+        table, m = _moments(gradients, mean)
+        squared = m.square().sum()
+        along = table @ m
         # Var(o) + Var(c) / |m|^2 = Var(g), entry by entry in a basis that has m in it
         across = (table.var(0).sum() - along.var() / squared.clamp(min=torch.finfo(table.dtype).tiny)).clamp(min=0)
         sizes = _ratio(along.var(), self.theta**2 * squared.square()), _ratio(across, self.nu**2 * squared)
@@ -178,9 +200,9 @@ class CoordinateNormTest:
     def __post_init__(self) -> None:
         _above_zero(eta=self.eta)
 
-    def __call__(self, gradients: Gradients) -> float:
-        """Return the next batch size: at most the present one where the test holds; entries without variance pass."""
-        table = _table(gradients)
-        variance, bound = table.var(0), self.eta**2 * table.mean(0).square()
+    def __call__(self, gradients: Gradients, mean: Gradients | None = None) -> float:
+        """Return the next batch size, as `NormTest` does; entries without variance pass."""
+        table, m = _moments(gradients, mean)
+        variance, bound = table.var(0), self.eta**2 * m.square()
         needed = torch.where(variance == 0, 0.0, variance / bound)
         return float(needed.max())

@@ -228,7 +228,7 @@ def _initial_state(parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor
 
 def _blocks(entries: int, group_size: int) -> Iterator[slice]:
     """Yield slices of whole groups."""
-    size = max(1, BLOCK // group_size) * group_size
+    size = entries if torch.compiler.is_compiling() else max(1, BLOCK // group_size) * group_size
     for start in range(0, entries, size):
         yield slice(start, min(start + size, entries))
 

@@ -31,6 +31,10 @@ def test_every_scheme_sees_as_many_samples(scheme):
         assert set(sizes) == {8.0} and record.metrics["steps"] == 75
     else:
         assert max(sizes) > 50
+    # at most 32 samples of every batch are tested
+    share = record.metrics["per_sample_share"]
+    assert share == 0 if scheme in ("constant", "ramp") else 0 < share <= sum(min(32, s) for s in sizes) / 600
+    assert record.metrics["largest_batch"] == max(sizes)
 
 
 def test_tuning_looks_at_no_test_data():
@@ -43,6 +47,6 @@ def test_tuning_looks_at_no_test_data():
 def test_arms_of_a_task_have_equal_budgets_and_candidates():
     """One arm would be tuned better than another."""
     arms = study("desk").arms
-    assert {len(arm.tuning()) for arm in arms.values()} == {4}
+    assert {len(arm.tuning()) for arm in arms.values()} == {5}
     for task in ("mnist/mlp", "digits/mlp"):
         assert len({arm.arguments["passes"] for name, arm in arms.items() if name.startswith(task)}) == 1

@@ -1,8 +1,9 @@
 """The training loop of the comparison of optimizers: one loop for all of them, its budget counted in gradients.
 
 The budget is a number of samples that went through the network for a gradient. An optimizer that needs several passes
-per step, or gradients of single samples, spends it faster. The learning rate follows the same shape for every optimizer: linear warm-up over the first
-twentieth of the budget, then a cosine down to zero.
+per step, or gradients of single samples, spends it faster; a forward pass alone counts a third of a gradient. The learning
+rate follows the same shape for every optimizer: linear warm-up over the first twentieth of the budget, then a cosine down
+to zero.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for the matrices between first and last layer, AdamW for all else, as Muon's authors use it.
 
     Args:
-        params: All parameters of a network, in its order.
+        params: All parameters of a network and their names, in its order. The last two are the last layer's weight and
+            bias; the first one and all with "embedding" in their name take what comes in.
         lr: Learning rate of both; Muon's updates are scaled to AdamW's size ("match_rms_adamw").
     """
 
     def __init__(self, params: Any, lr: float = 1e-3) -> None:
         everything = list(params)
-        matrices = [p for p in everything[1:-2] if p.ndim == 2]
+        matrices = [p for name, p in everything[1:-2] if p.ndim == 2 and "embedding" not in name]
         inner = {id(p) for p in matrices}
-        rest = [p for p in everything if id(p) not in inner]
+        rest = [p for _, p in everything if id(p) not in inner]
         self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr)]
         if matrices:
             self.parts.append(torch.optim.Muon(matrices, lr=lr, adjust_lr_fn="match_rms_adamw"))
@@ -67,7 +69,7 @@ class _Progress:
     """What was spent and what was reached."""
 
     budget: float
-    spent: int = 0
+    spent: float = 0.0
     seconds: float = 0.0
     finite: bool = True
     passes: list[float] = field(default_factory=list)
@@ -152,7 +154,8 @@ def _stepper(
 ) -> Any:
     spec = parse(optimizer)
     named = str(Spec(spec.name, spec.args, {**spec.kwargs, "lr": learning_rate}))
-    stepper = resolve("optim", named)(list(network.parameters()))
+    parameters = network.named_parameters() if spec.name.endswith(MuonWithAdamW.__name__) else network.parameters()
+    stepper = resolve("optim", named)(list(parameters))
     if around is None:
         return stepper
     make = resolve("optim", around)
@@ -195,11 +198,11 @@ def _update(
         progress.finite = bool(torch.isfinite(adaptive.step(x, y)))
         progress.spent += len(x) + min(len(x), TESTED)
     elif isinstance(stepper, TargetSurrogate):
-        before = stepper.counts["forwards"]
+        before = _charged(stepper)
         # One example is one prediction: a character of a text, too.
         value = stepper.step(lambda: network(x).flatten(0, -2), lambda z: _loss(z, y.flatten()))
         progress.finite = bool(torch.isfinite(value))
-        progress.spent += len(x) * (stepper.counts["forwards"] - before)
+        progress.spent += len(x) * (_charged(stepper) - before)
     elif isinstance(stepper, GradientNormalizedNewton):
         before = _gradients(stepper)
         stepper.curvature = empirical_fisher(lambda: _losses(network(x), y))
@@ -212,6 +215,12 @@ def _update(
         closure()
         stepper.step()
     progress.seconds += time.process_time() - start
+
+
+def _charged(stepper: TargetSurrogate) -> float:
+    """Return how many gradients per sample were spent so far: a line search's forward pass alone counts a third."""
+    forwards, backwards = stepper.counts["forwards"], stepper.counts["backwards"]
+    return backwards + (forwards - backwards) / 3
 
 
 def _gradients(stepper: GradientNormalizedNewton) -> int:
@@ -255,6 +264,6 @@ def _record(network: nn.Module, dataset: Dataset, progress: _Progress, validatio
             "validation_loss": Series(steps, tuple(progress.losses), unit="pass"),
             "training_seconds": Series(steps, tuple(progress.times), unit="pass"),
         },
-        resources={"training_seconds": progress.seconds, "samples": float(progress.spent)},
+        resources={"training_seconds": progress.seconds, "samples": progress.spent},
         status="diverged" if diverged else "done",
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ def train(
         validation_only: Leave the test split alone, as tuning must.
 
     Returns:
-        Accuracies, the training loss, the number of steps and the mean batch, and the batch size over samples.
+        Accuracies, the training loss, the number of steps, mean and largest batch, samples that were tested over
+        samples that were seen, and the batch size over samples.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.entropy("init"))
@@ -63,12 +65,12 @@ def train(
             group["lr"] = lr
         count = len(dataset.train.inputs)
         sampler = AdaptiveBatchSampler(count, batch_size, max_batch_size, streams.torch("order"))
-        test = _never if scheme in ("constant", "ramp") else resolve("optim", scheme)()
+        test = _Counted(_never if scheme in ("constant", "ramp") else resolve("optim", scheme)())
         # A test that never fires needs no gradients to say so.
-        interval = 1 if test is not _never else 2**62
+        interval = 1 if test.test is not _never else 2**62
         loss = nn.functional.cross_entropy
         adaptive = AdaptiveBatch(stepper, sampler, test, network, loss, interval, subsample)
-        steps, seen, sizes = 0, 0, []
+        seen, sizes = 0, []
         for _ in range(passes):
             for indices in sampler:
                 chosen = torch.tensor(indices)
@@ -76,18 +78,33 @@ def train(
                     share = seen / (passes * count)
                     sampler.grow_to(batch_size + share * (max_batch_size - batch_size))
                 adaptive.step(dataset.train.inputs[chosen], dataset.train.targets[chosen])
-                steps, seen = steps + 1, seen + len(indices)
+                seen += len(indices)
                 sizes.append((float(seen), float(len(indices))))
             check_deadline()
-        return _record(network, dataset, sizes, validation_only)
+        return _record(network, dataset, sizes, test.samples, validation_only)
 
 
-def _never(gradients: object) -> float:
+def _never(gradients: object, mean: object) -> float:
     return NEVER
 
 
-def _record(network: nn.Module, dataset: Dataset, sizes: list[tuple[float, float]], validation_only: bool) -> Record:
-    metrics = {"steps": float(len(sizes)), "mean_batch": sizes[-1][0] / len(sizes), "last_batch": sizes[-1][1]}
+@dataclass
+class _Counted:
+    """A test, and the samples whose own gradients it was given."""
+
+    test: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], float]
+    samples: int = 0
+
+    def __call__(self, gradients: Mapping[str, Tensor], mean: Mapping[str, Tensor]) -> float:
+        self.samples += len(next(iter(gradients.values())))
+        return self.test(gradients, mean)
+
+
+def _record(
+    network: nn.Module, dataset: Dataset, sizes: list[tuple[float, float]], tested: int, validation_only: bool
+) -> Record:
+    metrics = {"steps": float(len(sizes)), "mean_batch": sizes[-1][0] / len(sizes)}
+    metrics |= {"largest_batch": max(size for _, size in sizes), "per_sample_share": tested / sizes[-1][0]}
     splits = {"train": dataset.train, "validation": dataset.validation}
     if not validation_only:
         splits["test"] = dataset.test
