@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune, spectral_norm
 
 from assay.compress.fake_quantization import FakeQuantLinear, fake_quantize_
 from assay.compress.four_bit import FP4, Int4
@@ -81,6 +82,56 @@ def test_a_shared_layer_is_replaced_once_and_subclasses_stay() -> None:
         assert model["a"] is model["deeper"][1] and model["a"] is not shared and model["own"] is own
         assert "of 2 layers" in repr(record)
     assert model["a"] is shared and model["deeper"][1] is shared
+
+
+def test_a_second_name_in_the_same_module_is_replaced_too() -> None:
+    """One of two names would go on in full precision."""
+    model = nn.Module()
+    model.first = model.second = shared = nn.Linear(4, 4)
+    with fake_quantize_(model, weight=FP4(group=4), act=None) as record:
+        assert record.names == ("first", "second")
+        assert model.first is model.second and isinstance(model.second, FakeQuantLinear)
+    assert model.first is shared and model.second is shared
+
+
+def test_layers_whose_weight_is_computed_are_left_alone() -> None:
+    """They would lose what computes it, or torch would raise an error of its own in the midst of the replacement."""
+    normed, pruned = spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 4)
+    prune.l1_unstructured(pruned, "bias", 0.5)
+    model = nn.Sequential(normed, pruned, nn.Linear(4, 2))
+    assert fake_quantize_(model, weight=FP4(group=4), act=None).names == ("2",)
+    assert model[0] is normed and model[1] is pruned
+
+
+def test_undoing_keeps_weights_that_were_assigned() -> None:
+    """A checkpoint loaded with `assign=True` would be lost."""
+    model = nn.Sequential(nn.Linear(4, 2))
+    record = fake_quantize_(model, weight=FP4(group=4), act=None)
+    model.load_state_dict({"0.weight": numbers(2, 4), "0.bias": numbers(2)}, assign=True)
+    loaded = list(model.parameters())
+    record.undo()
+    assert type(model[0]) is nn.Linear
+    assert all(a is b for a, b in zip(model.parameters(), loaded, strict=True))
+    assert torch.equal(model[0].weight, numbers(2, 4))
+
+
+def test_a_transformer_evaluates_what_it_trains() -> None:
+    """Torch's fast path would read the weights in full precision, in evaluation only and without a word."""
+    model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+    x = numbers(2, 3, 8)
+    plain = model(x)
+    with pytest.raises(InvalidInput, match=r"linear1 .*set_fastpath_enabled\(False\)"):
+        fake_quantize_(model, weight=WEIGHT, act=ACT)
+    assert type(model.linear1) is nn.Linear
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        fake_quantize_(model, weight=WEIGHT, act=ACT)
+        with torch.no_grad():
+            evaluated = model(x)
+        torch.testing.assert_close(evaluated, model.train()(x))
+        assert (evaluated - plain).abs().max() > 1e-3
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
 
 
 def test_stochastic_rounding_is_for_training_and_from_its_generator() -> None:

@@ -101,10 +101,11 @@ def test_the_loss_scale_changes_nothing_and_the_weights_scale_only_the_step(scal
     torch.testing.assert_close(scaled[1], plain[1], rtol=1e-9, atol=1e-9)
 
 
-def test_zero_weights_leave_zero():
-    """A layer that starts at 0 would be divided by 0, or stay at 0 for ever."""
+@pytest.mark.parametrize("clip", [(None, None), (0.01, 10.0)])
+def test_zero_weights_leave_zero(clip):
+    """A layer that starts at 0 would be divided by 0, stay at 0 for ever or, with a lower limit, nearly so."""
     p = torch.nn.Parameter(torch.zeros(3, 3))
-    optimizer = LAMB([p], lr=0.1, weight_decay=0.0)
+    optimizer = LAMB([p], lr=0.1, weight_decay=0.0, trust_clip=clip)
     p.grad = torch.ones(3, 3)
     optimizer.step()
     torch.testing.assert_close(p.detach(), torch.full((3, 3), -0.1))

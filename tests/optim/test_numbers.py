@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from assay.optim._numbers import add_quotients, add_squares, largest_entries, numbers, write
+from assay.optim._numbers import add_quotients, add_squares, clear, largest_entries, numbers, write
 
 TENSORS = [torch.tensor([[1.0, -3.0]]), torch.zeros(0), torch.tensor(0.5)]
 
@@ -42,6 +42,14 @@ def test_weighted_updates_with_floats_and_tensors() -> None:
         torch.testing.assert_close(target[0], 1 + 0.5 * a / b)
         add_squares(target, (a,), weights)
         torch.testing.assert_close(target[0], 1 + 0.5 * a / b + 0.5 * a * a)
+
+
+@pytest.mark.parametrize("which", [[1.0, 0.0], [torch.tensor(1.0), torch.tensor(0.0)]], ids=["floats", "tensors"])
+def test_an_entry_that_overflowed_is_cleared(which: list[float] | list[torch.Tensor]) -> None:
+    """It would become NaN, as 0 times infinity is, or a tensor that is to stay be cleared."""
+    gone, kept = torch.tensor([math.inf, -1.0]), torch.tensor([math.inf, -1.0])
+    clear([gone, kept], which)
+    assert gone.tolist() == [0.0, 0.0] and kept.tolist() == [math.inf, -1.0]
 
 
 def test_largest_entries() -> None:

@@ -84,6 +84,27 @@ def test_compiled_whole_it_takes_the_same_steps() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_reset_forgets_an_overflow(compiled: bool) -> None:
+    """0 times a mean square that is infinite is NaN, so that a reset would lose the weight instead of saving it."""
+    torch._dynamo.reset()
+    # 0.001 * 20000^2 is infinite in float16, and so is the step's denominator: the weight stands still until the reset
+    parameter = torch.ones(2, dtype=torch.float16, requires_grad=True)
+    optimizer = SPAM([parameter], lr=0.1, reset_every=4, warmup=0, eps=1e-3)
+    step = torch.compile(optimizer.step, fullgraph=True, backend="eager") if compiled else optimizer.step
+    for gradient in (1.0, 1.0, 20000.0):
+        parameter.grad = torch.tensor([1.0, gradient], dtype=torch.float16)
+        step()
+    assert optimizer.state[parameter]["exp_avg_sq"][1].isinf()
+    before = parameter.detach().clone()
+    parameter.grad = torch.ones(2, dtype=torch.float16)
+    step()
+    moved = before - parameter.detach()
+    assert moved[0] > 0.01
+    torch.testing.assert_close(moved[1], moved[0], rtol=0, atol=1e-3)
+    torch._dynamo.reset()
+
+
 def test_an_infinite_entry_is_clipped_and_a_nan_stays() -> None:
     """One infinite entry would spoil its weight, or a NaN be hidden."""
     gradients = [torch.ones(3), torch.ones(3), torch.tensor([math.inf, math.nan, 1.0])]

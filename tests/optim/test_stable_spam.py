@@ -135,6 +135,25 @@ def test_a_reset_is_a_fresh_adam() -> None:
         torch.testing.assert_close(end - start, alone - 1, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize(("compiled", "reset"), [(False, "clean"), (False, "official"), (True, "clean")])
+def test_a_reset_forgets_an_overflow(compiled: bool, reset: str) -> None:
+    """0 times a moment that is infinite is NaN, so that a reset would lose the weight instead of saving it."""
+    torch._dynamo.reset()
+    parameters = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    optimizer = StableSPAM(parameters, lr=0.1, reset_every=3, reset=reset)
+    step = torch.compile(optimizer.step, fullgraph=True, backend="eager") if compiled else optimizer.step
+    last = 3 if reset == "clean" else 4  # the official code clears at the end of the third step
+    for t in range(1, last + 1):
+        if t == last:
+            optimizer.state[parameters[0]]["exp_avg"][0] = math.inf
+            optimizer.state[parameters[0]]["exp_avg_sq"].fill_(math.inf)
+        for parameter in parameters:
+            parameter.grad = torch.tensor([1.0, -2.0, 0.5]) * t
+        step()
+    assert torch.equal(parameters[0], parameters[1])
+    torch._dynamo.reset()
+
+
 @settings(max_examples=15, deadline=None)
 @given(power=st.integers(-3, 6), seed=st.integers(0, 99))
 def test_the_scale_of_gradients_does_not_matter(power: int, seed: int) -> None:
@@ -226,6 +245,17 @@ def test_a_restored_run_goes_on_bit_for_bit(dtype: torch.dtype) -> None:
         optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(parameters, expected, strict=True))
     assert optimizer.state[parameters[1]]["peak"].dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_the_state_of_another_optimizer_is_refused() -> None:
+    """A bare KeyError would be raised, with half of the state loaded."""
+    parameter = torch.ones(2, requires_grad=True)
+    parameter.grad = torch.ones(2)
+    other, optimizer = torch.optim.AdamW([parameter]), StableSPAM([parameter])
+    other.step()
+    with pytest.raises(InvalidInput, match="no StableSPAM's"):
+        optimizer.load_state_dict(other.state_dict())
+    assert not optimizer.state and "gammas" in optimizer.param_groups[0]
 
 
 def test_complex_parameters_are_pairs_of_real_ones() -> None:

@@ -10,6 +10,8 @@ from assay.optim._stepping import BLOCK, MultiTensorOptimizer, norms, per_tensor
 from assay.optim.diffgrad import DiffGrad
 from assay.optim.lamb import LAMB
 from assay.optim.lars import LARS
+from assay.optim.spam import SPAM
+from assay.optim.stable_spam import StableSPAM
 
 
 def generator(seed=0):
@@ -120,12 +122,31 @@ def test_a_step_is_one_graph_that_is_not_compiled_again(kind, as_tensor):
 
 
 @pytest.mark.parametrize("capturable", [False, True])
-def test_counts_on_the_device_give_the_same_step(capturable):
-    """Asking for counts on the parameters' device would change a step, or the option would not survive."""
-    ours, theirs = filled((4, 3), (3,)), filled((4, 3), (3,))
-    LAMB([{"params": ours, "capturable": capturable}], lr=0.1).step()
-    LAMB(theirs, lr=0.1).step()
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+@pytest.mark.parametrize("kind", [DiffGrad, LAMB, LARS, SPAM, StableSPAM])
+def test_a_step_reads_nothing_back_from_its_device(kind, capturable):
+    """Each step would wait for an accelerator (meta tensors have nothing to read), or counts be on the wrong device."""
+    params = [torch.nn.Parameter(p.to("meta")) for p in filled((4, 3), (3,))]
+    optimizer = kind([{"params": params, "capturable": capturable}], lr=0.1, weight_decay=0.1)
+    for p in params:
+        p.grad = torch.empty_like(p)
+    optimizer.step()
+    devices = {optimizer.state[p]["step"].device.type for p in params}
+    assert devices == {"meta" if capturable else "cpu"}
+
+
+@pytest.mark.parametrize("kind", [DiffGrad, LAMB, LARS, SPAM, StableSPAM])
+def test_a_rate_of_shape_one_is_a_number(kind):
+    """Torch's optimizers take such a rate; here it would raise torch's error in the step, or broadcast."""
+    options = {"weight_decay": 0.1} | ({"decoupled": True} if kind is DiffGrad else {})
+    ours, theirs = filled((4, 3), ()), filled((4, 3), ())
+    rate = torch.tensor([0.1])
+    optimizer = kind(ours, lr=rate, **options)
+    rate.mul_(2)  # a rate that is kept as a tensor is changed in place
+    optimizer.step()
+    kind(theirs, lr=0.2, **options).step()
+    torch.testing.assert_close(ours, theirs)
+    with pytest.raises(InvalidInput, match=r"lr must be a number or a tensor of one element; got .*\(2,\)"):
+        kind(theirs, lr=torch.tensor([0.1, 0.2]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -177,7 +198,7 @@ def test_sparse_gradients_are_refused():
 
 def test_the_scaler_of_mixed_precision_skips_what_overflows_and_unscales_the_rest():
     """Scaled gradients would reach the step, or an overflow be taken."""
-    for kind in (DiffGrad, LAMB, LARS):
+    for kind in (DiffGrad, LAMB, LARS, SPAM, StableSPAM):
         (scaled,), (plain,) = filled((3, 2)), filled((3, 2))
         optimizer, scaler = kind([scaled], lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0)
         start = scaled.detach().clone()

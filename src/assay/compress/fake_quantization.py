@@ -138,7 +138,10 @@ class FakeQuantization:
         """Put the original layers back, with the weights as they are now; further calls do nothing."""
         if self.active:
             for _, parent, child, original in self.replaced:
-                original.train(getattr(parent, child).training)
+                present = getattr(parent, child)
+                original.train(present.training)
+                # not always those of before: `load_state_dict(..., assign=True)` replaces them
+                original.weight, original.bias = present.weight, present.bias
                 setattr(parent, child, original)
         self.active = False
 
@@ -165,7 +168,8 @@ def fake_quantize_(
     """Replace a model's linear layers by `FakeQuantLinear`, in place.
 
     Parameters are the same objects, so optimizers made before keep working, and state-dict keys stay. Subclasses of
-    `nn.Linear` are left alone, as are hooks: those on a replaced layer run again once it is back.
+    `nn.Linear` are left alone, and layers whose weight or bias is computed (by a parametrization, `spectral_norm`,
+    pruning). So are hooks: those on a replaced layer run again once it is back.
 
     Args:
         model: Any module but a linear layer itself; changed in place.
@@ -178,7 +182,8 @@ def fake_quantize_(
         The record: `.names`, `.undo()`; leaving a `with` block undoes too.
 
     Raises:
-        InvalidInput: If there is nothing to replace, a format is none, or a stochastic one has no generator.
+        InvalidInput: If there is nothing to replace, a format is none, a stochastic one has no generator, or a layer is
+            in an `nn.TransformerEncoderLayer` while torch's fast path, which would not call it, is enabled.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -194,14 +199,15 @@ def fake_quantize_(
     replaced = [
         Replaced(f"{place}.{child}" if place else child, parent, child, layer)
         for place, parent in model.named_modules()
-        for child, layer in parent.named_children()
-        if type(layer) is nn.Linear and not any(word in child for word in skip)
+        for child, layer in parent._modules.items()  # named_children() leaves out a layer's second name
+        if type(layer) is nn.Linear and _is_plain(layer) and not any(word in child for word in skip)
     ]
     if not replaced:
         raise InvalidInput(
             f"fake_quantize_: found no nn.Linear inside this {type(model).__name__} to replace, apart from names with "
             f"{', '.join(skip) or '(nothing to skip)'}"
         )
+    _refuse_fast_path(replaced)
     made = {each.original: _like(each.original, weight, act, generator) for each in replaced}
     for each in replaced:
         setattr(each.parent, each.child, made[each.original])
@@ -217,6 +223,21 @@ def _like(
     layer.weight_format, layer.act_format = weight, act
     layer.generator = generator if _is_stochastic(weight, act) else None
     return layer.train(linear.training)
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Return whether a layer's weight and bias are parameters, not computed by hooks."""
+    return {"weight", "bias"} <= layer._parameters.keys()
+
+
+def _refuse_fast_path(replaced: Iterable[Replaced]) -> None:
+    """Raise InvalidInput if a layer's parent would read its weight, in evaluation, instead of calling it."""
+    encoders = [each.name for each in replaced if isinstance(each.parent, nn.TransformerEncoderLayer)]
+    if encoders and torch.backends.mha.get_fastpath_enabled():
+        raise InvalidInput(
+            f"fake_quantize_: torch's fast path of nn.TransformerEncoderLayer would evaluate {encoders[0]} in full "
+            "precision; call torch.backends.mha.set_fastpath_enabled(False) first and leave it so"
+        )
 
 
 def _is_stochastic(*formats: Int4 | FP4 | None) -> bool:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.optim._stepping import per_tensor
+from assay.optim._stepping import per_tensor, widest
 
-__all__ = ["Numbers", "add_quotients", "add_squares", "largest_entries", "numbers", "write"]
+__all__ = ["Numbers", "add_quotients", "add_squares", "clear", "largest_entries", "numbers", "write"]
 
 Numbers = list[float] | list[Tensor]
 
@@ -27,7 +27,7 @@ def numbers(function: Callable[..., tuple[Any, ...]], like: list[Tensor], *vecto
     Args:
         function: Takes one number per vector, floats or all of them as vectors, and returns a tuple of such.
         like: The n tensors that the numbers belong to.
-        vectors: (n,) each; the first one's type is that of the arithmetic.
+        vectors: (n,) each; as vectors they are in float64, where the device has it.
 
     Returns:
         A list of n numbers per result, as `_foreach` operations take them.
@@ -36,7 +36,8 @@ def numbers(function: Callable[..., tuple[Any, ...]], like: list[Tensor], *vecto
         rows = [function(*row) for row in zip(*(v.tolist() for v in vectors), strict=True)]
         return [list(column) for column in zip(*rows, strict=True)]
     # the counts go to where the norms are: the other way round would wait for them
-    moved = [v.to(like[0].device, vectors[0].dtype) for v in vectors]
+    device = like[0].device
+    moved = [v.to(device, widest(device)) for v in vectors]
     return [per_tensor(torch.zeros_like(moved[0]) + result, like) for result in function(*moved)]
 
 
@@ -46,6 +47,15 @@ def write(targets: list[Tensor], values: Numbers) -> None:
         torch._foreach_copy_(targets, list(torch.tensor(values, dtype=targets[0].dtype).unbind()))
     else:
         torch._foreach_copy_(targets, values)
+
+
+def clear(targets: list[Tensor], which: Numbers) -> None:
+    """Set tensors to 0 whose number is not 0; by assignment, since 0 times an entry that has overflowed is NaN."""
+    if isinstance(which[0], Tensor):
+        for target, number in zip(targets, which, strict=True):
+            target.masked_fill_(number != 0, 0.0)
+    elif any(which):
+        torch._foreach_zero_([target for target, number in zip(targets, which, strict=True) if number])
 
 
 def largest_entries(tensors: list[Tensor]) -> Tensor:

@@ -38,7 +38,7 @@ from torch import Tensor
 from assay.errors import InvalidInput
 from assay.optim._dense import refuse_sparse
 
-__all__ = ["MultiTensorOptimizer", "norms", "per_tensor"]
+__all__ = ["MultiTensorOptimizer", "norms", "per_tensor", "widest"]
 
 BLOCK = 2**17  # half a MiB in float32
 
@@ -87,6 +87,9 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         """Raise InvalidInput if an option is out of its range; subclasses extend it by their own options."""
+        lr = group.get("lr")
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise InvalidInput(f"lr must be a number or a tensor of one element; got one of shape {tuple(lr.shape)}")
         for name in ("lr", "eps", "weight_decay"):
             if name in group and not 0 <= float(group[name]) < math.inf:
                 raise InvalidInput(f"{name} must be a finite number of at least 0; got {group[name]}")
@@ -102,11 +105,15 @@ class MultiTensorOptimizer(torch.optim.Optimizer):
             InvalidInput: On an option out of its range; the group is then not added.
         """
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            self._check(self.param_groups[-1])
+            self._check(group)
         except InvalidInput:
             del self.param_groups[-1]
             raise
+        if isinstance(group.get("lr"), Tensor) and group["lr"].ndim:
+            # torch's optimizers take shape (1,) too, but its `_foreach` operations only a tensor without dimensions
+            group["lr"] = group["lr"].squeeze()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -193,14 +200,18 @@ def norms(tensors: list[Tensor], fused: bool = True) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=precision))
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return the type for arithmetic on scalars: float64, but for MPS, which lacks it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _counted(steps: list[Tensor]) -> Tensor:
     """Add 1 to step counts in place and return them as a vector."""
     if steps[0].is_cpu and not torch.compiler.is_compiling():
         torch._foreach_add_(steps, torch.ones(()), alpha=1.0)  # a number would be made a tensor once per count
     else:
         torch._foreach_add_(steps, 1)
-    precision = torch.float32 if steps[0].device.type == "mps" else torch.float64
-    return torch.stack(steps).to(precision)
+    return torch.stack(steps).to(widest(steps[0].device))
 
 
 def _real(tensors: list[Tensor]) -> list[Tensor]:

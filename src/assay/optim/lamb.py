@@ -5,10 +5,10 @@ tensorflow-addons has it. For each parameter tensor x (a "layer") with gradient 
 
     m <- b1 m + (1 - b1) g          v <- b2 v + (1 - b2) g^2
     u = [m / (1 - b1^t)] / (sqrt(v / (1 - b2^t)) + eps) + lambda x
-    x <- x - lr phi(|x|) / |u| u        phi(z) = min(max(z, low), high); the ratio is 1 where phi(|x|) or |u| is 0
+    x <- x - lr phi(|x|) / |u| u        phi(z) = min(max(z, low), high); the ratio is 1 where |x| or |u| is 0
 
-so that |dx| = lr |x|: lr is a relative step, and a good one is ten times AdamW's or more. Weight decay acts inside u,
-whose other part has entries of about 1, so lambda is not comparable with AdamW's either.
+so that |dx| = lr |x|: lr is a relative step, not comparable with AdamW's (one to ten times as large in the study here).
+Weight decay acts inside u, whose other part has entries of about 1, so lambda is not comparable with AdamW's either.
 
 Shapes: x, m, v and u have the parameter's; norms are over all of its entries, in at least float32.
 Departures: tensors with fewer than `min_ndim` dimensions (biases, norms' scales) are left out of decay and adaptation
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
-from assay.optim._stepping import MultiTensorOptimizer, norms, per_tensor
+from assay.optim._stepping import MultiTensorOptimizer, norms, per_tensor, widest
 
 __all__ = ["LAMB", "lamb_direction", "trust_ratio"]
 
@@ -35,7 +35,7 @@ TrustClip = tuple[float | None, float | None]
 
 
 def trust_ratio(weight_norm: Tensor, update_norm: Tensor, trust_clip: TrustClip = (None, None)) -> Tensor:
-    """Return phi(|x|) / |u|, and 1 where either is 0.
+    """Return phi(|x|) / |u|, and 1 where |x| or |u| is 0.
 
     Args:
         weight_norm: |x|, any shape.
@@ -48,7 +48,7 @@ def trust_ratio(weight_norm: Tensor, update_norm: Tensor, trust_clip: TrustClip 
     """
     low, high = trust_clip
     phi = weight_norm if low is None and high is None else weight_norm.clamp(low, high)
-    return torch.where((phi > 0) & (update_norm > 0), phi / update_norm, 1.0)
+    return torch.where((weight_norm > 0) & (update_norm > 0), phi / update_norm, 1.0)
 
 
 def lamb_direction(
@@ -174,15 +174,16 @@ def step_scaled(group: dict[str, Any], params: list[Tensor], updates: list[Tenso
         group: Options: lr, weight_decay, trust_clip, layer_adaptation, min_ndim.
         params: Weights, all of them with at least `min_ndim` dimensions or all with fewer.
         updates: One per weight.
-        steps: (n,), whose type and device the sizes get.
+        steps: Their counts, (n,).
     """
     sizes = -group["lr"] * torch.ones_like(steps)
     if params[0].ndim >= group["min_ndim"]:
         if group["weight_decay"]:
             torch._foreach_add_(updates, params, alpha=group["weight_decay"])
         if group["layer_adaptation"]:
-            weight, update = (norms(tensors, fused=False).to(steps) for tensors in (params, updates))
-            ratios = trust_ratio(weight, update, group["trust_clip"])
-            sizes = sizes * ratios
+            # where the norms are: on the counts' device they would have to be waited for
+            precision = widest(params[0].device)
+            weight, update = (norms(tensors, fused=False).to(precision) for tensors in (params, updates))
+            sizes = -group["lr"] * trust_ratio(weight, update, group["trust_clip"])
     torch._foreach_mul_(updates, per_tensor(sizes, params))
     torch._foreach_add_(params, updates)

@@ -4,7 +4,7 @@ Paper: "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes"
 form of LARS (arXiv:1708.03888) that it analyses beside LAMB. For each parameter tensor x with gradient g:
 
     m <- b1 m + (1 - b1) (g + lambda x)
-    x <- x - lr phi(|x|) / |m| m        phi(z) = min(max(z, low), high); the ratio is 1 where phi(|x|) or |m| is 0
+    x <- x - lr phi(|x|) / |m| m        phi(z) = min(max(z, low), high); the ratio is 1 where |x| or |m| is 0
 
 Shapes: x and m have the parameter's; norms are over all of its entries, in at least float32.
 Departures: as `assay.optim.LAMB`: tensors with fewer than `min_ndim` dimensions have neither decay nor adaptation, and

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
-from assay.optim._numbers import Numbers, add_quotients, numbers
+from assay.optim._numbers import Numbers, add_quotients, clear, numbers
 from assay.optim._stepping import MultiTensorOptimizer
 
 __all__ = ["SPAM"]
@@ -37,7 +37,8 @@ class SPAM(MultiTensorOptimizer):
     """Spike-aware Adam with momentum reset.
 
     Groups may differ in every option. Of a complex parameter, real and imaginary parts are entries of their own. A
-    gradient entry that is NaN makes its weight NaN, as in `torch.optim.Adam`; an infinite one is clipped.
+    gradient entry that is NaN makes its weight NaN, as in `torch.optim.Adam`; so does an infinite one, but while
+    clipping is on it is clipped.
 
     Args:
         params: Parameters or groups of them.
@@ -93,10 +94,10 @@ class SPAM(MultiTensorOptimizer):
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], steps: Tensor, *moments: list[Tensor]
     ) -> None:
         exp_avg, exp_avg_sq = moments
-        keep, slack, size = numbers(partial(_numbers, group), params, steps)
+        afresh, slack, size = numbers(partial(_numbers, group), params, steps)
         if group["reset_every"]:
-            torch._foreach_mul_(exp_avg, keep)
-            torch._foreach_mul_(exp_avg_sq, keep)
+            clear(exp_avg, afresh)
+            clear(exp_avg_sq, afresh)
         if group["threshold"] is not None and not all(isinstance(each, float) and each == math.inf for each in slack):
             grads = list(_clipped(grads, exp_avg_sq, group["threshold"], slack))
         beta1, beta2 = group["betas"]
@@ -111,7 +112,7 @@ class SPAM(MultiTensorOptimizer):
 
 
 def _numbers(group: dict[str, Any], t: Any) -> tuple[Any, Any, Any]:
-    """Return 0 where moments start afresh and 1 elsewhere, infinity where nothing is clipped, and the step's size."""
+    """Return 1 where moments start afresh and 0 elsewhere, infinity where nothing is clipped, and the step's size."""
     every, length, after = group["reset_every"], group["warmup"], group["clip_after"]
     since = t % every if every else t
     clips = (t >= after) & (since >= after)
@@ -119,10 +120,10 @@ def _numbers(group: dict[str, Any], t: Any) -> tuple[Any, Any, Any]:
     lr = float(group["lr"]) if isinstance(t, float) else group["lr"]
     size = -lr * (1 - group["betas"][1] ** t) ** 0.5 / (1 - group["betas"][0] ** t)
     if not every:
-        return 1.0, slack, size
+        return 0.0, slack, size
     angle = math.pi * since / (length + 1)
     fall = 0.99 * (1 + (torch.cos(angle) if isinstance(angle, Tensor) else math.cos(angle))) / 2
-    return (since != 0) + 0 * t, slack, size * (1 - (t >= every) * (since < length) * fall)
+    return (since == 0) + 0 * t, slack, size * (1 - (t >= every) * (since < length) * fall)
 
 
 def _clipped(grads: list[Tensor], exp_avg_sq: list[Tensor], threshold: float, slack: Numbers) -> tuple[Tensor, ...]:

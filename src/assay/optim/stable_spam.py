@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch
@@ -33,7 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from assay.errors import InvalidInput
-from assay.optim._numbers import Numbers, add_quotients, add_squares, largest_entries, numbers, write
+from assay.optim._numbers import Numbers, add_quotients, add_squares, clear, largest_entries, numbers, write
+from assay.optim._saved_states import restore_types
 from assay.optim._stepping import MultiTensorOptimizer, norms
 
 __all__ = ["StableSPAM"]
@@ -45,7 +45,8 @@ class StableSPAM(MultiTensorOptimizer):
     """Adam for training where gradients spike, such as in 4-bit.
 
     Groups may differ in every option. Of a complex parameter, real and imaginary parts are entries of their own. A
-    gradient that is not finite makes its tensor NaN, as in `torch.optim.Adam`, and its running numbers too.
+    gradient that is not finite makes its tensor NaN, as in `torch.optim.Adam`, and its running numbers too; so does one
+    whose squared norm overflows (in float32 a norm of 2e19, after clipping), as in the official code.
 
     Args:
         params: Parameters or groups of them.
@@ -62,7 +63,8 @@ class StableSPAM(MultiTensorOptimizer):
         reset: "clean", or "official" for the official code's counts.
 
     Raises:
-        InvalidInput: On an option out of its range; from `step`, on a sparse gradient.
+        InvalidInput: On an option out of its range; from `step`, on a sparse gradient; from `load_state_dict`, on the
+            state of another kind of optimizer.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -121,7 +123,7 @@ class StableSPAM(MultiTensorOptimizer):
             found = numbers(partial(_peak, group), params, steps, torch.stack(peak), largest_entries(grads))
             write(peak, found[0])
             grads = _clipped(grads, *found[1:])
-        decay, decay_sq, share, weight, eps, size = numbers(partial(_adam, group), params, steps)
+        afresh, decay, share, weight, eps, size = numbers(partial(_adam, group), params, steps)
         if group["norm"]:
             vectors = torch.stack(norm), torch.stack(norm_sq), norms(grads)
             found = numbers(partial(_norm, group), params, steps, *vectors)
@@ -130,8 +132,11 @@ class StableSPAM(MultiTensorOptimizer):
             share = found[2]
         if group["weight_decay"] != 0:
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        if group["reset_every"]:
+            clear(exp_avg, afresh)
+            clear(exp_avg_sq, afresh)
         torch._foreach_mul_(exp_avg, decay)
-        torch._foreach_mul_(exp_avg_sq, decay_sq)
+        torch._foreach_mul_(exp_avg_sq, group["betas"][1])
         # (1 - b1) G is what the mean needs; its square, scaled back, serves the mean square
         shares = torch._foreach_mul(grads, share)
         torch._foreach_add_(exp_avg, shares)
@@ -142,15 +147,17 @@ class StableSPAM(MultiTensorOptimizer):
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, bit for bit."""
+        """Load what `state_dict` returned, bit for bit.
+
+        Raises:
+            InvalidInput: If it is the state of another kind of optimizer.
+        """
+        if not all("gammas" in group for group in state_dict["param_groups"]):
+            raise InvalidInput(
+                "this state dict is no StableSPAM's: its groups lack gammas; start with fresh moments instead"
+            )
         super().load_state_dict(state_dict)
-        # torch gives every state its parameter's type, and in half precision the running numbers would stand still
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
-        for index, parameter in zip(saved, parameters, strict=True):
-            for name in NUMBERS if index in state_dict["state"] else ():
-                number = state_dict["state"][index][name]
-                self.state[parameter][name] = number.detach().to(parameter.device, copy=True)
+        restore_types(self, state_dict, NUMBERS)
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
@@ -159,14 +166,14 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 
 def _counts(group: dict[str, Any], t: Any) -> tuple[Any, Any, Any]:
-    """Return 0 where moments start afresh and 1 elsewhere, Adam's count k, and that of AdaClip and AdaGN."""
+    """Return 1 where moments start afresh and 0 elsewhere, Adam's count k, and that of AdaClip and AdaGN."""
     every = group["reset_every"]
     if not every:
-        return 1.0 + 0 * t, t, t
+        return 0 * t, t, t
     since = t % every + (t >= every)
     if group["reset"] == "clean":
-        return (t % every != 0) + 0 * t, since, t
-    return ((t - 1) % every != 0) + 0 * t, since, t + (t > every) * (1 - every * ((t - 1) // every))
+        return (t % every == 0) + 0 * t, since, t
+    return ((t - 1) % every == 0) + 0 * t, since, t + (t > every) * (1 - every * ((t - 1) // every))
 
 
 def _scale(group: dict[str, Any], t: Any) -> Any:
@@ -214,10 +221,10 @@ def _norm(group: dict[str, Any], t: Any, norm: Any, norm_sq: Any, length: Any) -
 
 
 def _adam(group: dict[str, Any], t: Any) -> tuple[Any, ...]:
-    """Return both moments' decays, what of G enters the mean, the weight of its square, eps, and the step's size."""
-    keep, count, _ = _counts(group, t)
+    """Return where moments start afresh, the mean's decay, its share of G, the square's weight, eps and the size."""
+    afresh, count, _ = _counts(group, t)
     beta1, beta2 = group["betas"][0] * _scale(group, t), group["betas"][1]
     lr = float(group["lr"]) if isinstance(t, float) else group["lr"]
     root = (1 - beta2**count) ** 0.5
     size = -lr * root / (1 - beta1**count)
-    return keep * beta1, keep * beta2, 1 - beta1, (1 - beta2) / (1 - beta1) ** 2, group["eps"] * root, size
+    return afresh, beta1, 1 - beta1, (1 - beta2) / (1 - beta1) ** 2, group["eps"] * root, size
