@@ -11,6 +11,7 @@ from torch import nn
 from assay.errors import InvalidInput
 from assay.optim.diffgrad import DiffGrad
 from assay.probes.friction_trace import FrictionTrace
+from assay.probes.view import View
 from assay.watch import Watch
 
 
@@ -62,6 +63,31 @@ def test_without_an_optimizer_it_shows_a_first_step():
     nn.functional.cross_entropy(model(x), y).backward()
     for name, p in model.named_parameters():
         assert found[f"friction/{name}"] == pytest.approx(p.grad.abs().sigmoid().mean().item(), rel=1e-12)
+
+
+def test_the_percentile_is_the_least_number_that_99_of_100_entries_do_not_exceed():
+    """It would be the maximum, or a neighbour in rank; 26 entries can't tell."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(25, 12, bias=False, dtype=torch.float64)
+    x, y = 20 * torch.randn(9, 25, generator=generator).double(), torch.arange(9)
+    found = Watch(model, [FrictionTrace()], (x, y)).measure(0)
+    nn.functional.cross_entropy(model(x), y).backward()
+    entries = sorted(model.weight.grad.abs().sigmoid().flatten().tolist())
+    expected = next(e for e in entries if sum(other <= e for other in entries) >= 297)
+    assert found["friction_p99"] == pytest.approx(expected, rel=1e-12)
+    assert entries[-5] < entries[-4] < entries[-3] < entries[-1] == pytest.approx(found["friction_max"], rel=1e-12)
+
+
+def test_a_complex_weight_has_the_friction_of_both_parts():
+    """The gradient would be refused, or one friction be given to both parts, which DiffGrad steps apart."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(3, 2, bias=False, dtype=torch.complex128)
+    x = torch.randn(8, 3, dtype=torch.complex128, generator=generator)
+    y = torch.randint(0, 2, (8,), generator=generator)
+    found = FrictionTrace().measure(View(model, scores=lambda output: output.abs()), [(x, y)])
+    nn.functional.cross_entropy(model(x).abs(), y).backward()
+    expected = torch.view_as_real(model.weight.grad).abs().sigmoid().mean().item()
+    assert found["friction/weight"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_what_took_no_step_is_left_out():

@@ -39,6 +39,42 @@ def test_a_language_models_tokens_are_samples() -> None:
     assert values == {"gradient_norm": pytest.approx(whole, rel=1e-5), "gradient_spike": 1.0}
 
 
+def test_windows_of_one_token_are_samples() -> None:
+    """Scores (B, 1, C) have as many rows as there are windows, and targets (B, 1) would not become (B,)."""
+    model = TransformerLM((1,), 7, width=8, depth=1, generator=torch.Generator().manual_seed(0))
+    x = torch.randint(0, 7, (3, 2), generator=torch.Generator().manual_seed(1))
+    found = GradientNormTrace(per_tensor=False).measure(View(model), [(x[:, :1], x[:, 1:])])
+    F.cross_entropy(model(x[:, :1])[:, 0], x[:, 1]).backward()
+    whole = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+    assert found["gradient_norm"] == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"), [(1, torch.tensor([[0], [1], [1]])), (2, torch.tensor([[0.5], [-1.0], [2.0]]))]
+)
+def test_targets_that_are_no_tokens_keep_their_shape(outputs: int, targets: torch.Tensor) -> None:
+    """Scores (B, 1) against (B,) would broadcast to (B, B), scores (B, 2) not at all."""
+
+    def loss(scores: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return ((scores - y) ** 2).mean()
+
+    model, x = nn.Linear(2, outputs), torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    found = GradientNormTrace().measure(View(model, loss=loss), [(x, targets)])
+    loss(model(x), targets).backward()
+    assert found["gradient_norm/weight"] == pytest.approx(model.weight.grad.norm().item(), rel=1e-5)
+
+
+def test_a_complex_gradient_has_both_parts() -> None:
+    """The imaginary part would be dropped, with no more than a warning."""
+    model = nn.Linear(2, 3, dtype=torch.complex64)
+    x = torch.randn(4, 2, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    view, y = View(model, scores=lambda output: output.abs()), torch.tensor([0, 1, 2, 0])
+    found = GradientNormTrace().measure(view, [(x, y)])
+    F.cross_entropy(model(x).abs(), y).backward()
+    for name, p in model.named_parameters():
+        assert found[f"gradient_norm/{name}"] == pytest.approx(torch.view_as_real(p.grad).norm().item(), rel=1e-5)
+
+
 def test_spikes_over_measurements() -> None:
     """The spike would be relative to the last or the mean measurement, or be forgotten once it is over."""
     model, probe = nn.Linear(1, 1, bias=False), GradientNormTrace()

@@ -18,7 +18,7 @@ NOT_FINITE = "a gradient or a weight is NaN or infinite"
 
 
 def mean_gradient(view: View, batches: Iterable[tuple[Any, Tensor]]) -> tuple[dict[str, Tensor], str]:
-    """Return the gradient by parameter in float64, and why there is none ("" if there is one).
+    """Return the gradient by parameter, in float64 or complex128, and why there is none ("" if there is one).
 
     Args:
         view: The network; its loss must average over samples.
@@ -30,7 +30,9 @@ def mean_gradient(view: View, batches: Iterable[tuple[Any, Tensor]]) -> tuple[di
     parameters = view.parameters()
     if not parameters:
         raise InvalidInput("the model has no trainable parameters, so there is no gradient to measure")
-    sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+    sums = {
+        name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float64)) for name, p in parameters.items()
+    }
     samples = 0
     for x, y in batches:
         if not samples and (reason := why_not_own_scores(view, x)):

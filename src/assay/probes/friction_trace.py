@@ -5,7 +5,7 @@ Paper: diffGrad (arXiv:1909.11015). With the gradient g of the coming step and t
     xi = sigmoid(|g_prev - g|)          1/2 + |g_prev - g| / 4 where the change is small
 
     friction        mean of xi over all entries; friction/<parameter> of one tensor
-    friction_p99    its 99th percentile: 99 of 100 entries have less friction, that is a smaller xi
+    friction_p99    its 99th percentile: 99 of 100 entries have a smaller xi
     friction_max    its maximum
 
 A mean near 1/2 says that diffGrad is Adam at half the learning rate.
@@ -88,7 +88,7 @@ class FrictionTrace:
         self.skipped = {}
         if self.optimizer is None:
             gradients, reason = mean_gradient(view, batches)
-            pairs = {name: (g, torch.zeros_like(g)) for name, g in gradients.items()}
+            pairs = {name: (_real(g), torch.zeros_like(_real(g))) for name, g in gradients.items()}
         else:
             pairs = self._last_step(view, self.optimizer)
             finite = all(t.isfinite().all() for pair in pairs.values() for t in pair)

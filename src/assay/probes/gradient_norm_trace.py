@@ -122,7 +122,7 @@ def _norms(view: View, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, float
     for x, y in batches:
         with torch.inference_mode(False), torch.enable_grad():
             scores = view.token_scores(x)
-            loss = view.loss(scores, y.flatten() if len(y) != len(scores) else y) * len(scores)
+            loss = view.loss(scores, y.flatten() if _by_token(scores, y) else y) * len(scores)
         samples += len(scores)
         if not parameters or not loss.requires_grad:
             return {}
@@ -130,6 +130,14 @@ def _norms(view: View, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, float
             parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True), strict=True
         ):
             part = torch.zeros_like(parameters[name]) if g is None else g
-            sums[name] = sums[name] + part.double() if name in sums else part.double()
+            part = part.to(torch.promote_types(part.dtype, torch.float64))
+            sums[name] = sums[name] + part if name in sums else part
     found = {name: total.norm().item() / samples for name, total in sums.items()}
     return {"": math.hypot(*found.values()), **found} if found else {}
+
+
+def _by_token(scores: Tensor, y: Tensor) -> bool:
+    """Return whether scores (n, C) have one row for each of several targets of a sample."""
+    # windows of one token have as many rows as samples, so the lengths don't tell
+    one_each = y.ndim > 1 and not y.is_floating_point() and y.numel() == len(scores) < scores.numel()
+    return one_each or len(y) != len(scores)

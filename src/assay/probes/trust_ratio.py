@@ -6,8 +6,9 @@ Paper: LAMB (arXiv:1904.00962), algorithms 1 and 2: for each weight x with at le
     trust_ratio_min, trust_ratio_max        over tensors: what LAMB evens out is their quotient
 
 Given the optimizer, u is its direction with the moments and weights of now: of LAMB, Adam and AdamW
-(m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + lambda x, of LARS and SGD with momentum its buffer. So under AdamW it
-shows what LAMB would do. Without it, u is the gradient of the mean loss over the probe's data: LARS's first step.
+(m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + lambda x (with amsgrad, v is the largest so far), of LARS and SGD with
+momentum its buffer. So under AdamW it shows what LAMB would do. Without it, u is the gradient of the mean loss over the
+probe's data: LARS's first step.
 Cost: a pass over the states with an optimizer, a forward and a backward pass over the data without.
 """
 
@@ -21,13 +22,15 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
-from assay.optim.lamb import lamb_direction, trust_ratio
+from assay.optim.lamb import LAMB, lamb_direction, trust_ratio
+from assay.optim.lars import LARS
 from assay.probes._mean_gradient import NOT_FINITE, mean_gradient
 from assay.probes.view import View
 
 __all__ = ["TrustRatio"]
 
 _KEYS = ("trust_ratio_min", "trust_ratio_max")
+READABLE = (LAMB, LARS, torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 NO_STATE = "the optimizer has no moments of a weight yet; measure after a step"
 
 
@@ -35,13 +38,14 @@ class TrustRatio:
     """Norm of each weight over the norm of the optimizer's direction in it.
 
     Args:
-        optimizer: LAMB, LARS, or torch's Adam, AdamW or SGD with momentum, training the model; None takes the gradient.
+        optimizer: LAMB, LARS, or torch's Adam, AdamW or SGD with momentum (not Nesterov's, whose direction is in no
+            state), training the model; None takes the gradient.
 
     Attributes:
         skipped: Why a value is NaN.
 
     Raises:
-        InvalidInput: If `optimizer` is no optimizer; from `measure`, if the model has no weight matrix to train.
+        InvalidInput: If `optimizer` is none of these; from `measure`, if the model has no weight matrix to train.
 
     Example:
         >>> from torch import nn
@@ -55,8 +59,11 @@ class TrustRatio:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-            raise InvalidInput(f"TrustRatio reads an optimizer's states, got {type(optimizer).__name__}")
+        if optimizer is not None and (reason := _unreadable(optimizer)):
+            raise InvalidInput(
+                f"TrustRatio reads the direction of LAMB, LARS, Adam, AdamW or SGD in their states, got {reason}; "
+                "give one of these, or None for the gradient"
+            )
         self.optimizer = optimizer
         self.skipped: dict[str, str] = {}
 
@@ -96,7 +103,17 @@ def _ratio(weight: Tensor, direction: Tensor) -> float:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float64))
+    # torch's optimizers take the real and imaginary parts of a complex weight for two entries
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
+
+
+def _unreadable(optimizer: torch.optim.Optimizer) -> str:
+    """Return what stands in the way of reading the optimizer's direction, "" if nothing does."""
+    # others keep Adam's moments, or a momentum, but step along something else
+    if not isinstance(optimizer, READABLE):
+        return type(optimizer).__name__
+    nesterov = any(group.get("nesterov") for group in optimizer.param_groups)
+    return f"{type(optimizer).__name__} with nesterov=True" if nesterov else ""
 
 
 def _directions(view: View, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -117,7 +134,7 @@ def _adam_direction(weight: Tensor, state: dict[str, Any], group: dict[str, Any]
     return lamb_direction(
         _wide(weight),
         _wide(state["exp_avg"]),
-        _wide(state["exp_avg_sq"]),
+        _wide(state.get("max_exp_avg_sq", state["exp_avg_sq"])),
         step=float(state["step"]),
         betas=group["betas"],
         eps=group["eps"],

@@ -94,5 +94,20 @@ def test_all_optimizers_have_as_many_candidates(scale):
     assert made.unsourced() == []
 
 
+@pytest.mark.parametrize("scale", ["smoke", "desk", "paper"])
+def test_whatever_is_expected_over_adam_is_expected_over_the_control(scale):
+    """The shorter step would be taken for friction, or the control run at other rates than half of Adam's."""
+    made = study(scale)
+    statements = {e.text for e in made.expects}
+    over_adam = [s for s in statements if s.endswith("/adam")]
+    assert len(over_adam) == 1 + len(_data(made))
+    assert {f"{s}-half" for s in over_adam} <= statements
+    for data in _data(made):
+        adam, half = (
+            [p.overrides["optimizer.lr"] for p in made.arms[f"{data}/{n}"].tuning()] for n in ("adam", "adam-half")
+        )
+        assert half == pytest.approx([rate / 2 for rate in adam])
+
+
 def _data(made):
     return {name.partition("/")[0] for name in made.arms} - {"functions"}

@@ -87,6 +87,14 @@ def test_all_optimizers_are_tuned_alike(scale):
     assert made.unsourced() == []
 
 
+def test_both_tasks_put_both_ways_to_the_test():
+    """Where LAMB comes out below, tuned anew, it would be shown without a verdict."""
+    statements = {e.text for e in study("desk").expects}
+    for way in ("transfer", "retuned"):
+        for task in ("mnist", "text"):
+            assert f"test_accuracy: {task}/lamb/{way} > {task}/adamw/{way}" in statements
+
+
 def test_the_copies_start_from_the_same_weights():
     """Arms and batch sizes would differ by their start."""
     sums = []

@@ -42,6 +42,15 @@ def test_arms_are_tuned_alike() -> None:
         assert not study(scale).unsourced()
 
 
+def test_float32_arms_differ_from_their_twins_in_precision_only() -> None:
+    """What 4 bits cost an optimizer could not be read from the records."""
+    for scale in ("smoke", "desk", "paper"):
+        described = {name: arm.describe() for name, arm in study(scale).arms.items()}
+        for optimizer in ("adamw", "adamw-clip", "stable-spam"):
+            full, four = described[f"fp32/{optimizer}"], described[f"int4/{optimizer}"]
+            assert full == four | {"precision": "fp32"} and four["precision"] == "int4"
+
+
 def test_a_trial_reports_its_grid() -> None:
     """The best rate would not be that of least validation loss, or the spread not be over the grid."""
     streams, options = Streams("t", 0), arguments(rates=(1e-9, 0.02))

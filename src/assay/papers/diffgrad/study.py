@@ -18,14 +18,14 @@ from assay.papers.diffgrad.paths import paths
 
 __all__ = ["study"]
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 OPTIMIZERS: dict[str, tuple[str, tuple[float, ...]]] = {
     "adam": ("adam(lr=1e-3)", RATES),
-    "adam-half": ("adam(lr=1e-3)", (1.5e-4, 5e-4, 1.5e-3, 5e-3, 1.5e-2)),
+    "adam-half": ("adam(lr=1e-3)", (1.5e-4, 5e-4, 1.5e-3, 5e-3, 1.5e-2, 5e-2)),
     "adamw": ("adamw(lr=1e-3)", RATES),
     "diffgrad": ("diffgrad(lr=1e-3)", RATES),
     "normalized": ("diffgrad(lr=1e-3, friction='normalized')", RATES),
-    "sgd": ("sgd(lr=0.1, momentum=0.9)", (3e-3, 1e-2, 3e-2, 0.1, 0.3)),
+    "sgd": ("sgd(lr=0.1, momentum=0.9)", (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3)),
 }
 
 
@@ -104,6 +104,7 @@ def _expectations(setting: Setting) -> list[Expectation]:
     for name in setting.data:
         found += [
             greater("test_accuracy", f"{name}/diffgrad", f"{name}/adam"),
+            greater("test_accuracy", f"{name}/diffgrad", f"{name}/adam-half"),
             below("distance_ratio", 0.1, arms=[f"{name}/paths"]),
         ]
     return found
@@ -115,14 +116,15 @@ def study(scale: str) -> Study:
     return Study(
         claim=(
             "diffGrad's friction, not its smaller step, makes it end in the global minimum of functions of one variable "
-            "at more learning rates than Adam, and it classifies images more accurately than Adam. (Ours: on networks its "
-            "path is that of Adam at half the learning rate.)"
+            "at more learning rates than Adam, and classify images more accurately than Adam. (Ours: on networks its path is "
+            "that of Adam at half the learning rate.)"
         ),
         arms={**_analytic_arms(), **_image_arms(setting), **_path_arms(setting)},
         expects=_expectations(setting),
         sources=SOURCES | (SOURCES_PAPER if scale == "paper" else {}),
         limits=LIMITS,
         seeds=2 if scale == "smoke" else 6,
+        tune_seeds=3 if scale == "desk" else 1,
         covers="the start on the functions; the split of the data, the initial weights and the order of the mini-batches",
     )
 
@@ -140,7 +142,7 @@ SOURCES = {
     "evaluate_every": "ours",
     "checkpoint": "ours: the last state",
     "rule": "the paper's: backpropagation",
-    "tune": "ours: five learning rates a factor of about 3 apart, halved for Adam at half the rate, times 10 for SGD",
+    "tune": "ours: six learning rates a factor of about 3 apart, for Adam at half the rate halved, for SGD about tripled",
     "lr": "the paper's",
 }
 SOURCES_PAPER = {
@@ -153,5 +155,8 @@ LIMITS = (
     "CIFAR-100, of 100 epochs or of the drop of the learning rate. 'normalized' (the sigmoid of the change in units of the "
     "gradient's own size) is ours, not the paper's, and has no expectation, nor have AdamW and SGD. The official code "
     "behind the first version's numbers had a friction of exactly one half, by its README. A prior trial on other seeds "
-    "was known when the expectations were written: those on distances were expected to hold, those on accuracy were not."
+    "was known when the expectations were written: those on distances were expected to hold, those on accuracy were not. "
+    "A first recorded run had five learning rates and one tuning seed, and its best rates often lay at the end of a grid: "
+    "the sixth rate and the three tuning seeds were chosen after it, and so was the comparison in accuracy with Adam at half "
+    "the rate, of which diffGrad was ahead on CIFAR-10 in that run."
 )

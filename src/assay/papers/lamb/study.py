@@ -98,6 +98,7 @@ def _expectations() -> list[Expectation]:
         greater(accuracy, "text/lamb/transfer", "text/adamw/transfer"),
         less("degradation", "mnist/lamb/transfer", "mnist/adamw/transfer"),
         greater(accuracy, "mnist/lamb/retuned", "mnist/adamw/retuned"),
+        greater(accuracy, "text/lamb/retuned", "text/adamw/retuned"),
         greater(accuracy, "text/lamb/retuned", "text/lars/retuned"),
     ]
 
@@ -137,7 +138,10 @@ LIMITS = (
     "Small networks and batches of at most a few thousand samples: nothing here speaks of BERT, of batches of 32k or of wall "
     "clock. The warm-up is a tenth of the steps at every batch size, where the paper lengthens it with the batch; gradients "
     "are not clipped. A trial on one other seed was known when the expectations were written: LAMB was ahead in transfer, and "
-    "level with AdamW where both are tuned anew. The text task was resized twice after such trials: at a batch of 500 windows "
+    "in that trial level with AdamW where both are tuned anew. The expectation of the two tuned anew on text was added after "
+    "the first recorded trials, in which LAMB ended below AdamW there. On digits, most of the effect in transfer hangs on "
+    "one step of AdamW's grid, and each grid has one tuning seed: the next lower rate at the small batch would have "
+    "transferred far better. The text task was resized twice after such trials: at a batch of 500 windows "
     "nothing learned, and two layers in two epochs learned too little. SGD, and LARS on digits, have no expectation. A run that diverges counts with "
     "the accuracy that its network has."
 )
