@@ -78,6 +78,19 @@ def test_groups_have_their_own_largest_steps() -> None:
     assert a.item() == 2.0 and b.item() == 1.0
 
 
+def test_groups_may_be_empty() -> None:
+    """The memory of the last step would be looked for in the first group, which has no parameter yet."""
+    ends = []
+    for groups in (([],), ()):
+        w, loss = _bowl(0)
+        optimizer = ArmijoDescent([*({"params": group} for group in groups), {"params": [w]}], lr=30.0)
+        for _ in range(3):
+            optimizer.step(_closure(optimizer, loss))
+        ends.append(w.detach().clone())
+    assert torch.equal(ends[0], ends[1])
+    assert ArmijoDescent([{"params": []}]).step(lambda: 3.0) == 3.0
+
+
 def test_complex_parameters_go_down() -> None:
     """The gradient of a complex parameter is the direction of ascent, and its squared length the slope."""
     w = nn.Parameter(torch.tensor([1.0 + 2.0j]))

@@ -268,6 +268,51 @@ def test_nothing_moves_without_an_acceptable_trial_or_finite_numbers() -> None:
     assert w.item() == 2.0 and done.counts["solves"] == 0
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
+@pytest.mark.parametrize("at", [1, 3])
+def test_nothing_moves_where_products_are_not_finite(bad: float, at: int) -> None:
+    """LAPACK would raise on the small matrix of the Krylov space, or a space cut short pass as solved."""
+    w, H = nn.Parameter(torch.ones(6, dtype=torch.float64)), torch.linspace(1, 2, 6, dtype=torch.float64)
+    calls = []
+
+    def product(v: Tensor) -> Tensor:
+        calls.append(v)
+        return H * v * (bad if len(calls) == at else 1)
+
+    optimizer = GradientNormalizedNewton([w], lambda params: product)
+    loss = optimizer.step(lambda: w.square().sum() / 2)
+    assert loss.item() == 3 and torch.equal(w.detach(), torch.ones(6, dtype=torch.float64))
+    assert len(calls) == at and optimizer.gamma == 1 and optimizer.counts["solves"] == 0
+
+
+def test_the_callers_grad_mode_does_not_matter() -> None:
+    """Under `torch.no_grad` the gradient would lose its graph, and the Hessian be 0 in silence."""
+    ends = []
+    for mode in (True, False):
+        w, loss, *_ = _problem(0)
+        optimizer = GradientNormalizedNewton([w], gamma0=100.0)
+        with torch.set_grad_enabled(mode):
+            for _ in range(3):
+                optimizer.step(loss)
+        ends.append(w.detach())
+    assert torch.equal(ends[0], ends[1])
+
+
+def test_groups_may_be_empty() -> None:
+    """The radius would be looked for in the first group, which has no parameter yet."""
+    ends = []
+    for groups in (([],), ()):
+        w, loss, *_ = _problem(0)
+        optimizer = GradientNormalizedNewton([*({"params": group} for group in groups), {"params": [w]}])
+        for _ in range(3):
+            optimizer.step(loss)
+        ends.append(w.detach())
+        assert optimizer.counts["steps"] == 3
+    assert torch.equal(ends[0], ends[1])
+    nothing = GradientNormalizedNewton([{"params": []}], gamma0=0.5)
+    assert nothing.step(lambda: torch.tensor(3.0)).item() == 3 and nothing.gamma == 0.5
+
+
 def test_frozen_and_unused_parameters_stay_although_the_matrix_couples_them() -> None:
     """A parameter outside the loss would be moved by off-diagonal entries."""
     used, unused, frozen = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -150,6 +151,86 @@ def test_the_line_search_delivers_its_share_and_grows_again() -> None:
     before, optimizer.eta = optimizer.eta, 0.01
     optimizer.step(lambda: X @ W, _cross_entropy)
     assert 0.01 < optimizer.eta < before and optimizer.counts["target_values"] >= 5
+
+
+@pytest.mark.parametrize("schedule", ["constant", "line_search"])
+def test_a_loss_may_make_its_gradient_by_autograd(schedule: str) -> None:
+    """The search would call it where autograd is off, or with outputs that ask for no gradient."""
+    ends = []
+    for own in (False, True):
+        w = nn.Parameter(_normal(4))
+
+        def loss(z: Tensor, own: bool = own) -> object:
+            value = z.pow(4).sum()
+            return (value.item(), torch.autograd.grad(value, z)[0]) if own else value
+
+        optimizer = TargetSurrogate(ArmijoDescent([w]), eta=0.02, eta_schedule=schedule, reduction="sum")
+        for _ in range(3):
+            optimizer.step(lambda w=w: w * 1.0, loss)
+        ends.append(w.detach())
+    assert torch.equal(ends[0], ends[1]) and ends[0].norm() < _normal(4).norm()
+
+
+def test_the_line_search_tries_a_small_eta_as_it_is() -> None:
+    """It would be raised to official code's bound of 1e-4: from 1 to 1 - 1e-4 * 1e5 = -9 in one step."""
+    w = nn.Parameter(torch.ones(3, dtype=DOUBLE))
+    optimizer = TargetSurrogate(_lbfgs([w]), 1e-6, 1, "line_search", reduction="sum")
+    optimizer.step(lambda: w * 1.0, lambda z: 1e5 * z.square().sum() / 2)
+    torch.testing.assert_close(w.detach(), torch.full((3,), 0.9, dtype=DOUBLE), rtol=1e-6, atol=0)
+    assert optimizer.eta == 1e-6 and optimizer.counts["target_values"] == 1
+
+
+def test_the_line_search_takes_nothing_that_it_has_not_tried() -> None:
+    """It would end at its lower bound untested: with a smoothness of 1e6 the outputs go from 1 to -99."""
+    w, tried = nn.Parameter(torch.ones(3, dtype=DOUBLE)), []
+
+    def loss(z: Tensor) -> Tensor:
+        tried.append(z.detach())
+        return 1e6 * z.square().sum() / 2
+
+    optimizer = TargetSurrogate(_lbfgs([w]), 1.0, 1, "line_search", reduction="sum")
+    for _ in range(2):
+        optimizer.step(lambda: w * 1.0, loss)
+    assert torch.equal(w.detach(), torch.ones(3, dtype=DOUBLE)) and optimizer.eta == 1.0
+    moved = [1.0 - z[0].item() for z in tried if z[0] != 1]  # eta times the slope of 1e6
+    assert min(moved) < 1e-4 * 1e6 / 0.9 and optimizer.counts["target_values"] == len(moved)
+
+
+def test_a_run_with_a_line_search_goes_on_from_its_state_dict() -> None:
+    """The step size found so far would be searched anew from the first, and the run differ from an unbroken one."""
+    w = nn.Parameter(_normal(5))
+    optimizer = TargetSurrogate(ArmijoDescent([w]), 300.0, 2, "line_search", reduction="sum")
+    for _ in range(2):
+        optimizer.step(lambda: w * 1.0, lambda z: z.pow(4).sum())
+    v = nn.Parameter(w.detach().clone())
+    again = TargetSurrogate(ArmijoDescent([v]), 300.0, 2, "line_search", reduction="sum")
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(3):
+        optimizer.step(lambda: w * 1.0, lambda z: z.pow(4).sum())
+        again.step(lambda: v * 1.0, lambda z: z.pow(4).sum())
+    assert torch.equal(v.detach(), w.detach())
+    assert again.eta == optimizer.eta < 300 and again.counts == optimizer.counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_outputs_give_what_they_give_in_float32(dtype: torch.dtype) -> None:
+    """Gradients of a mean over many examples would vanish in the outputs' type, and sums over outputs lose their digits."""
+    x = _normal(4000, 5).float()
+    y = (x @ _normal(5, 3, seed=1).float()).argmax(1)
+    ends = []
+    for convert in (False, True):
+        w = nn.Parameter(torch.zeros(5, 3))
+        optimizer = TargetSurrogate(ArmijoDescent([w]), eta=8.0, inner_steps=5)
+
+        def forward(w: Tensor = w, convert: bool = convert) -> Tensor:
+            outputs = (x @ w).to(dtype)
+            return outputs.float() if convert else outputs
+
+        for _ in range(3):
+            value = optimizer.step(forward, lambda z: F.cross_entropy(z.float(), y))
+        ends.append((w.detach(), value, optimizer.counts))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+    assert ends[0][1] < 0.7
 
 
 def test_a_loss_that_brings_its_own_gradient_is_never_differentiated() -> None:

@@ -1,10 +1,13 @@
 """Solves (H + lam I) d = -g for one symmetric H and g and several lam, in whichever form H is known.
 
     dense (P, P)           a Cholesky factorisation per lam
-    rows R, H = R^T R      one eigendecomposition of R R^T (r, r) for all lam (Woodbury's formula, without its
-                           cancellation where lam is small: the part of g outside the span of the rows is kept apart)
-    products v -> H v      Lanczos from g until the system of the smallest lam is solved; the Krylov space of a shifted
-                           matrix is that of the matrix, so larger lam need no further product
+    rows R, H = R^T R      one eigendecomposition of R R^T (r, r) for all lam (Woodbury's formula, with the part of g
+                           outside the span of the rows kept apart, as a small lam would divide its rounding). R R^T has
+                           the squared condition of R: eigenvalues are off by rounding times the largest, and solutions
+                           for lam near that or below it are wrong where there are such small ones
+    products v -> H v      Lanczos from g until the system of the smallest lam is solved, or 200 products are spent and
+                           their space has to do; the Krylov space of a shifted matrix is that of the matrix, so larger
+                           lam need no further product
 
 Every solver answers None where H + lam I is not positive definite (to rounding), which only dense matrices and products
 can be.
@@ -69,7 +72,7 @@ class RowsSystem:
 
 
 class KrylovSystem:
-    """A function v -> H v, g (P,), and the smallest lam that will be asked for."""
+    """A function v -> H v, g (P,), and the smallest lam that will be asked for; nothing to solve where not `finite`."""
 
     def __init__(self, product: Callable[[Tensor], Tensor], g: Tensor, lam: float) -> None:
         self.length = g.norm()
@@ -82,6 +85,9 @@ class KrylovSystem:
             for _ in range(2):  # against all, twice: the recurrence alone loses orthogonality
                 w = w - basis.T @ (basis @ w)
             betas.append(w.norm())
+            self.finite = bool(betas[-1].isfinite())
+            if not self.finite:
+                return
             if betas[-1] <= tolerance**2 * self.length or len(vectors) == len(g):
                 break
             if count % CHECK_EVERY == 0 and self._residual(alphas, betas, lam) <= tolerance:
@@ -92,7 +98,7 @@ class KrylovSystem:
         self.values, self.rotation = torch.linalg.eigh(_tridiagonal(alphas, betas))
 
     def solve(self, lam: float) -> Tensor | None:
-        """Return -(H + lam I)^-1 g, to the square root of rounding."""
+        """Return -(H + lam I)^-1 g, its residual the root of rounding times |g|, or more if products ran out."""
         if self.values[0] + lam <= 0:
             return None
         y = self.rotation @ (self.rotation[0] / (self.values + lam))

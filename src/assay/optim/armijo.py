@@ -115,10 +115,10 @@ class ArmijoDescent(torch.optim.Optimizer):
     def _search(self, loss: float, value: Callable[[], float]) -> None:
         moved = [_Moved(group, self.c) for group in self.param_groups]
         slope = sum(each.slope for each in moved)
-        state = self.state[self.param_groups[0]["params"][0]]
-        scale = min(1.0, self.expand * state.get("scale", 1.0))
         if not (math.isfinite(loss) and 0 < slope < math.inf):
             return
+        state = self.state[next(p for group in self.param_groups for p in group["params"])]
+        scale = min(1.0, self.expand * state.get("scale", 1.0))
         for _ in range(self.max_trials):
             for each in moved:
                 each.try_step(scale)

@@ -15,8 +15,8 @@ f(x) = l(u(x)), and losses f_i of N samples whose mean is f:
 
 Reference: Semenov, Jaggi, Doikov, "Gradient-Normalized Smoothness for Optimization with Approximate Hessians"
 (arXiv:2506.13710), section on approximations; they are the field's usual matrices.
-Cost: Gauss-Newton one backward pass per output and memory K P; Fisher one per sample and N P; one product about two
-gradients.
+Cost: Gauss-Newton K backward passes, P through the gradient of l alone, K P^2 operations and memory K P; Fisher N
+backward passes and memory N P; one product about two gradients.
 """
 
 from __future__ import annotations

@@ -146,9 +146,12 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
                 "with a function that returns the loss, without backward()"
             )
         params = self._params()
+        if not params:
+            return torch.as_tensor(closure()).detach()
         loss, gradients = self._evaluate(closure, params, create_graph=self.curvature == "hessian")
         scale = torch.cat([p.new_full((p.numel(),), 0.0 if g is None else s) for p, g, s in self._scaled(gradients)])
-        flat = _flat(params, gradients)
+        with torch.enable_grad():  # the Hessian is its derivative, whatever the caller's mode
+            flat = _flat(params, gradients)
         space = MetricSpace(scale.to(flat.dtype), self.metric)
         g = space.covector(flat.detach())
         norm = float(g.norm())
@@ -233,7 +236,7 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
             system = KrylovSystem(
                 lambda v: space.covector(product(space.vector(v)).to(g)), g, float(g.norm()) / self.gamma
             )
-        return system if system.values.isfinite().all() else None
+        return system if system.finite else None
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
@@ -244,7 +247,8 @@ class GradientNormalizedNewton(torch.optim.Optimizer):
         return list(zip(self._params(), gradients, roots, strict=True))
 
     def _memory(self) -> dict[str, Any]:
-        state = self.state[self.param_groups[0]["params"][0]]
+        first = next((p for group in self.param_groups for p in group["params"]), None)
+        state: dict[str, Any] = {} if first is None else self.state[first]
         if not state:
             state.update({"gamma": float(self.gamma0)} | dict.fromkeys(COUNTS, 0))
         return state

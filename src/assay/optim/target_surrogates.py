@@ -15,8 +15,10 @@ those of one example whatever n is: L is 1/4 for the logistic loss, 1/2 for soft
 squared error.
 
 Departures: official code minimises mean(G z / e + (z - z_t)^2), whose step size is twice eta. Outputs at w_t are
-computed once, and serve the query and the first inner step. Not here: other divergences than the squared norm.
-Gradients are taken by `torch.autograd.grad`, so that hooks of `DistributedDataParallel` do not run.
+computed once, and serve the query and the first inner step. Half-precision outputs become float32, in which the loss
+and the sums of the surrogate are computed. The line search takes no step size that it has not tried; official code
+clips to its bounds. Not here: other divergences than the squared norm. Gradients are taken by `torch.autograd.grad`, so
+that hooks of `DistributedDataParallel` do not run.
 Cost of a step with m inner ones: one query, m forward and backward passes, and the inner optimizer's trials.
 """
 
@@ -74,7 +76,7 @@ class TargetSurrogate(torch.optim.Optimizer):
         eta: Step size in output space, above 0; 1 / L is safe, and more is often better.
         inner_steps: Steps m of the base per query, at least 1.
         eta_schedule: "constant"; "sqrt", eta / sqrt(t + 1); "exponential", eta (1 / T)^(t / T); or "line_search", which
-            starts at eta and finds each step's own by losses at moved outputs.
+            starts at eta and finds each step's own by losses at moved outputs, not below the smaller of eta and 1e-4.
         total_steps: T, for the exponential schedule.
         reduction: "mean" if the loss is a mean over the first dimension of the outputs, or "sum".
         grad_tol: Inner steps stop where the surrogate's gradient is at most this long.
@@ -120,6 +122,7 @@ class TargetSurrogate(torch.optim.Optimizer):
         self.base, self.eta, self.inner_steps, self.grad_tol = base, eta, inner_steps, grad_tol
         self.eta_schedule, self.total_steps, self.reduction = eta_schedule, total_steps, reduction
         self.restart, self.outer_steps = restart, 0
+        self.eta_bounds = min(eta, SEARCH_BOUNDS[0]), max(eta, SEARCH_BOUNDS[1])
         self.counts = dict.fromkeys(COUNTS, 0)
         super().__init__(base.param_groups, base.defaults)
         self._share()
@@ -134,7 +137,8 @@ class TargetSurrogate(torch.optim.Optimizer):
                 of the loss and its gradient by the outputs, where that comes from elsewhere.
 
         Returns:
-            The loss at the old parameters. If the loss or its gradient is not finite, nothing moves.
+            The loss at the old parameters. If the loss or its gradient is not finite, or the line search finds no step
+            size, nothing moves.
 
         Raises:
             InvalidInput: If one of the two is missing, outputs are complex, or shapes do not fit.
@@ -153,23 +157,22 @@ class TargetSurrogate(torch.optim.Optimizer):
         value, G = self._query(loss, z_t)
         if bool(torch.isfinite(value) & torch.isfinite(G).all()):
             eta = self._current_eta(loss, z_t, value, G) * self._examples(z_t)
-            self._descend(forward, outputs, lambda z: quadratic_surrogate(z, z_t, G, value, eta))
+            if eta:
+                self._descend(forward, outputs, lambda z: quadratic_surrogate(z, z_t, G, value, eta))
         self.outer_steps += 1
         return value
 
     def _forward(self, forward: Forward) -> Tensor:
         self.counts["forwards"] += 1
         with torch.enable_grad():
-            return forward()
+            return _at_least_float32(forward())
 
     def _query(self, loss: TargetLoss, z_t: Tensor) -> tuple[Tensor, Tensor]:
         self.counts["target_queries"] += 1
-        with torch.enable_grad():
-            z = z_t.clone().requires_grad_()
-            result = loss(z)
-            value, G = result if isinstance(result, tuple) else (result, None)
-            if G is None:
-                (G,) = torch.autograd.grad(value, z)
+        z = z_t.clone()
+        value, G = _answer(loss, z)
+        if G is None:
+            (G,) = torch.autograd.grad(value, z)
         value = torch.as_tensor(value).detach()
         if value.numel() != 1 or G.shape != z_t.shape:
             raise InvalidInput(
@@ -188,22 +191,23 @@ class TargetSurrogate(torch.optim.Optimizer):
         if self.eta_schedule == "exponential":
             return self.eta * (1 / T) ** (t / T)  # type: ignore[operator]
         if self.eta_schedule == "line_search":
-            self.eta = self._search_eta(loss, z_t, float(value), G)
+            found = self._search_eta(loss, z_t, float(value), G)
+            self.eta = found or self.eta  # where none is found the next query searches from here again
+            return found
         return self.eta
 
-    @torch.no_grad()
     def _search_eta(self, loss: TargetLoss, z_t: Tensor, value: float, G: Tensor) -> float:
-        """Return the largest tried eta for which a gradient step of the outputs delivers its share of the slope."""
-        low, high = SEARCH_BOUNDS
+        """Return the largest tried eta whose gradient step of the outputs delivers its share of the slope; or 0."""
+        low, high = self.eta_bounds
         n, eta = self._examples(z_t), min(high, self.eta * (SEARCH_EXPAND if self.outer_steps else 1.0))
         slope = n * float(G.square().sum())
-        while eta > low:
+        while eta >= low:
             self.counts["target_values"] += 1
-            result = loss(z_t - eta * n * G)
-            if float(result[0] if isinstance(result, tuple) else result) <= value - SEARCH_SHARE * eta * slope:
-                break
+            moved = torch.as_tensor(_answer(loss, z_t - eta * n * G)[0]).detach()
+            if float(moved) <= value - SEARCH_SHARE * eta * slope:
+                return eta
             eta *= SEARCH_SHRINK
-        return max(low, eta)
+        return 0.0
 
     def _descend(self, forward: Forward, outputs: Tensor, surrogate: Callable[[Tensor], Tensor]) -> None:
         """Take the inner steps; the first of them uses the outputs that are there."""
@@ -226,7 +230,7 @@ class TargetSurrogate(torch.optim.Optimizer):
         @torch.no_grad()
         def value() -> Tensor:
             self.counts["forwards"] += 1
-            return surrogate(forward())
+            return surrogate(_at_least_float32(forward()))
 
         if self.restart:
             self.state.clear()
@@ -269,6 +273,17 @@ class TargetSurrogate(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
+
+
+def _at_least_float32(outputs: Tensor) -> Tensor:
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+def _answer(loss: TargetLoss, z: Tensor) -> tuple[Any, Tensor | None]:
+    """Return the loss at z, a leaf, and the gradient that the loss brings, None if it brings none."""
+    with torch.enable_grad():
+        result = loss(z.requires_grad_())
+    return result if isinstance(result, tuple) else (result, None)
 
 
 def _length(tensors: list[Tensor]) -> Tensor:

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from assay.lab.plan import candidates
+from assay.lab.tuned_call import TunedCall
 from assay.papers.target_surrogates.study import study
 from assay.papers.target_surrogates.training import METHODS, factorisation, minimise
 from assay.streams import Streams
 
-TINY = {"data": "digits(train=120, validation=10, test=60)", "model": "linear", "queries": 6, "batch_size": 40}
+DATA = "digits(train=120, validation=10, test=60)"
+TINY = {"data": DATA, "model": "linear", "queries": 6, "batch_size": 40, "goal": 0.0}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -43,6 +45,14 @@ def test_on_a_full_batch_with_a_safe_eta_the_recorded_loss_falls_all_the_time() 
     assert len(losses) == 7 and record.metrics["largest_increase"] == float(losses.diff().max()) < 0
 
 
+def test_queries_to_the_goal_are_those_of_the_first_loss_below_it() -> None:
+    """An arm would be credited with a later rise, with a query too few, or with a goal that it never reached."""
+    losses = minimise(Streams("t", 0), method="surrogate", lr=2.0, **TINY).series["train_loss"].values  # type: ignore[arg-type]
+    for goal, queries in ((losses[3], 3), (losses[3] - 1e-6, 4), (losses[0], 0), (0.0, 6)):
+        record = minimise(Streams("t", 0), method="surrogate", lr=2.0, **{**TINY, "goal": goal})  # type: ignore[arg-type]
+        assert record.metrics["queries_to_goal"] == queries
+
+
 def test_the_synthetic_problem_is_the_papers() -> None:
     """Targets would not be linear in the inputs, or the map not be badly conditioned."""
     split, model = factorisation(50, torch.Generator().manual_seed(0))
@@ -59,7 +69,10 @@ def test_the_synthetic_problem_is_the_papers() -> None:
 @pytest.mark.parametrize("scale", ["smoke", "desk", "paper"])
 def test_arms_of_a_task_have_the_same_budget_and_number_of_candidates(scale: str) -> None:
     """An arm would win by more queries, other data or a longer grid."""
-    tuned = {name: arm for name, arm in study(scale).arms.items() if "/safe-" not in name}
+    made = study(scale)
+    assert not made.unsourced()
+    tuned = {name: arm for name, arm in made.arms.items() if isinstance(arm, TunedCall)}
+    assert all("/safe-" in name or "/fixed-" in name for name in made.arms.keys() - tuned.keys())
     assert len({len(candidates(arm)) for arm in tuned.values()}) == 1
     for task in ("mnist", "full", "cifar10", "factorisation"):
         arms = {n: a for n, a in tuned.items() if n.startswith(f"{task}/") and not n.endswith("equal-passes")}

@@ -1,8 +1,10 @@
 """Five full-batch problems in float64, with the approximate Hessians that the paper studies.
 
 logsumexp    f = mu log sum_i exp((<a_i, x> - b_i) / mu), A (m, d), shifted so that the minimum is at 0; mu = 1.
-             Gauss-Newton here is the weighted A^T diag(pi) A / mu, which lacks -q q^T / mu, q = A^T pi
-chebyshev    f = ||u||^p / p with u_1 = (1 - x_1) / 2, u_i = x_i - (2 x_{i-1}^2 - 1): a long curved valley
+             Gauss-Newton here is the weighted A^T diag(pi) A / mu, which lacks -q q^T / mu, q = A^T pi;
+             "logsumexp-in-metric" is the same in z, x = L^-T z, A^T A = L L^T: the metric A^T A of x is the identity of z
+chebyshev    f = ||u||^p / p with u_1 = (1 - x_1) / 2, u_i = x_i - (2 x_{i-1}^2 - 1): a long curved valley; p = 2, or 4
+             in "chebyshev-4"
 logistic     breast cancer, standardised, 30 features and a bias, mean logistic loss + 1e-4 ||w||^2 / 2
 mlp          digits, 64 - 8 - 10 with tanh, cross-entropy + 1e-3 ||w||^2 / 2: not convex
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -47,13 +50,17 @@ class Problem:
     minimum: float | None = None
 
 
-def logsumexp(streams: Streams, size: int) -> Problem:
-    """Return the LogSumExp problem with d = `size` and 3 d terms, from x = (1, ..., 1)."""
+def logsumexp(streams: Streams, size: int, in_metric: bool = False) -> Problem:
+    """Return the LogSumExp problem with d = `size` and 3 d terms, from x = (1, ..., 1), in x or in z."""
     generator = streams.torch("data")
     A = torch.rand(3 * size, size, generator=generator, dtype=torch.float64) * 2 - 1
     b = torch.rand(3 * size, generator=generator, dtype=torch.float64) * 2 - 1
     A = A - torch.softmax(-b, 0) @ A
-    x = torch.ones(size, dtype=torch.float64, requires_grad=True)
+    x = torch.ones(size, dtype=torch.float64)
+    if in_metric:
+        root = torch.linalg.cholesky(A.T @ A)
+        A, x = torch.linalg.solve_triangular(root, A.T, upper=False).T, root.T @ x
+    x.requires_grad_()
 
     def weighted(params: Sequence[Tensor]) -> LowRank:
         return LowRank(torch.softmax(A @ params[0].detach() - b, 0).sqrt()[:, None] * A)
@@ -159,7 +166,9 @@ def mlp(streams: Streams, size: int) -> Problem:
 
 _BUILD: dict[str, Callable[[Streams, int], Problem]] = {
     "logsumexp": logsumexp,
+    "logsumexp-in-metric": partial(logsumexp, in_metric=True),
     "chebyshev": chebyshev,
+    "chebyshev-4": partial(chebyshev, power=4.0),
     "logistic": logistic,
     "sampled": sampled,
     "mlp": mlp,

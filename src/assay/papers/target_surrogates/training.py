@@ -53,6 +53,7 @@ def minimise(
     queries: int,
     batch_size: int | None,
     lr: float,
+    goal: float,
     inner_steps: int = 1,
     validation_only: bool = False,
 ) -> Record:
@@ -67,6 +68,8 @@ def minimise(
         queries: Gradients of the loss by the outputs.
         batch_size: Samples per query; None is all.
         lr: Learning rate, largest step of Armijo's rule, or eta, the surrogate's step of the outputs.
+        goal: Training loss whose first evaluation, of some twenty at equal distances, gives "queries_to_goal"; all queries
+            if it is not reached, a lower bound.
         inner_steps: Parameter steps per query of the surrogate.
         validation_only: Leave the test split alone; the score is minus the training loss, as the claim is about it.
     """
@@ -86,6 +89,7 @@ def minimise(
     if validation_only:
         return Record(metrics={"validation_score": -history[queries]})
     metrics = _metrics(history[queries], passes, net, test)
+    metrics["queries_to_goal"] = float(next((query for query, loss in history.items() if loss <= goal), queries))
     if batch_size is None:
         metrics["largest_increase"] = max(after - before for before, after in itertools.pairwise(history.values()))
     return Record(metrics=metrics, series={"train_loss": Series(tuple(history), tuple(history.values()), unit="query")})
