@@ -101,6 +101,25 @@ def test_the_module_draws_times_inside_and_averages_over_them():
         assert x[t == k].log().std().item() == pytest.approx(SIGMA * math.sqrt(k), rel=0.05)
 
 
+def test_the_exact_conditional_score_has_no_error_under_a_drift():
+    """The module would noise with one drift or volatility and score with another."""
+    sigma, mu = 0.6, 0.5
+
+    def score(x, t):  # of noised ones
+        return -1 - (x.log() - (mu - sigma**2 / 2) * t[:, None]) / (sigma**2 * t[:, None])
+
+    loss = MultiplicativeDSM(sigma, mu, generator=generator())
+    assert loss(score, torch.ones(200, 3, dtype=torch.float64)).item() == pytest.approx(0, abs=1e-20)
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, 0.6**2 / 2), ({"weighting": "noise"}, 1.0)])
+def test_the_papers_weighting_is_the_default(options, expected):
+    """Another weighting would be used: with h = -1 the error is sigma^2 t per entry, or 1 in units of the noise."""
+    loss = MultiplicativeDSM(0.6, generator=generator(), **options)
+    value = loss(lambda x, t: -torch.ones_like(x), torch.ones(50_000, 4, dtype=torch.float64))
+    assert value.item() == pytest.approx(4 * expected, rel=0.03)
+
+
 def exponential_gamma(x, shape, rate):
     """Return the scaled score of a gamma density: x o ((shape - 1) / x - rate)."""
     return shape - 1 - rate * x
@@ -150,6 +169,18 @@ def test_hyvarinen_trains_networks():
     assert net.weight.grad.diagonal().abs().min() > 0
 
 
+@pytest.mark.parametrize("samples", [None, 3])
+def test_hyvarinen_takes_networks_that_draw(samples):
+    """A network with dropout could not be trained; with all entries kept its loss is that of the network without."""
+    net, x = nn.Linear(3, 3), torch.rand(4, 3, generator=generator())
+    values = [
+        hyvarinen_nonneg(nn.Sequential(net, nn.Dropout(p)), x, samples=samples, generator=generator())
+        for p in (0.0, 0.5)
+    ]
+    torch.testing.assert_close(values[0], hyvarinen_nonneg(net, x, samples=samples, generator=generator()))
+    assert torch.isfinite(values[1])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -163,6 +194,9 @@ def test_hyvarinen_trains_networks():
         ),
         (lambda: hyvarinen_nonneg(torch.neg, torch.tensor([[-1.0]])), "data must be at least 0"),
         (lambda: hyvarinen_nonneg(torch.neg, torch.ones(1, 1), samples=0), "samples must be at least 1"),
+        (lambda: hyvarinen_nonneg(torch.neg, torch.ones(0, 3)), "at least one sample"),
+        (lambda: hyvarinen_nonneg(torch.neg, torch.ones(2, 3, dtype=torch.int)), "floating-point type"),
+        (lambda: hyvarinen_nonneg(lambda x: -x[:, :1], torch.ones(2, 3)), r"shape \(2, 3\), not \(2, 1\)"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -13,7 +13,7 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from assay.errors import InvalidInput
-from assay.models._convex_admm import Normal
+from assay.models._convex_admm import Normal, solve_admm
 from assay.models._convex_losses import LOSSES
 from assay.models._convex_program import ConvexProgram
 from assay.models._convex_robust import RobustFit, project_on_cones, robust_hinge_proximal
@@ -278,6 +278,66 @@ def test_residuals_vanish_linearly() -> None:
     assert residuals[200] < 0.2 * residuals[10] and residuals[-1] < 0.05 * residuals[200]
 
 
+@pytest.mark.parametrize("loss", ["squared", "hinge", "robust"])
+def test_iterations_are_those_of_dense_matrices(loss: str) -> None:
+    """Duals would take another step than dual_step, or a copy be updated at another time."""
+    X, y = toy(6, labels=loss != "squared")
+    D, rho, t, beta = activation_patterns(X, 4), 0.7, 1.3, 0.1
+    radius = torch.tensor([0.1 if loss == "robust" else 0.0, 0.0], dtype=torch.float64)
+    made = program(X, y, D, "squared" if loss == "squared" else "hinge", beta, radius)
+    F, G, H = (torch.from_numpy(matrix) for matrix in dense_maps(X, D))
+    fit, weight = (H if loss == "robust" else F), 1 / rho if loss == "squared" else 1.0
+    u, v, lam, a, kappa = (torch.zeros(F.shape[1], dtype=F.dtype) for _ in range(5))
+    s, nu = torch.zeros(len(G), dtype=F.dtype), torch.zeros(len(G), dtype=F.dtype)
+    z, mu = torch.zeros(len(fit), dtype=F.dtype), torch.zeros(len(fit), dtype=F.dtype)
+    identities = 2 if loss == "robust" else 1
+    normal = identities * torch.eye(len(u), dtype=u.dtype) + G.T @ G + weight * fit.T @ fit
+    for _ in range(15):
+        pull = fit.T @ y / rho if loss == "squared" else fit.T @ (z - mu)
+        u = torch.linalg.solve(normal, pull + v - lam + G.T @ (s - nu) + a - kappa)
+        blocks = (u + lam).view(-1, 2)
+        v = (blocks * (1 - beta / rho / blocks.norm(dim=1, keepdim=True)).clamp_min(0)).flatten()
+        lam = lam + t * (u - v)
+        if loss == "robust":
+            z = robust_hinge_proximal((H @ u + mu).view(6, 2), X, y, radius, rho).flatten()
+            a, s = project_on_cones((u + kappa).view(-1, 2), (G @ u + nu).view(-1, 6), radius)
+            a, s = a.flatten(), s.flatten()
+            kappa = kappa + t * (u - a)
+        else:
+            z = LOSSES["hinge"].proximal(F @ u + mu, y, rho)
+            s = (G @ u + nu).clamp_min(0)
+        mu, nu = mu + t * (fit @ u - z), nu + t * (G @ u - s)
+    found = solve_admm(made, rho, 15, t)
+    torch.testing.assert_close(found.u.flatten(), u, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found.v.flatten(), v, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["bce", "hinge"])
+def test_labels_of_zero_and_one_are_the_signs(loss: str) -> None:
+    """The class 0 would be another target than -1."""
+    X, y = toy(8, labels=True)
+    first, second = (ConvexReLU(6, 0.1, loss, iters=30).fit(X, labels).predict(X) for labels in (y, (y + 1) / 2))
+    assert torch.equal(first, second) and first.abs().max() > 0
+
+
+def test_scp_of_logistic_loss_is_a_general_solvers() -> None:
+    """FISTA's step would be too long for the logistic loss, or its optimum not be that of the sum and the penalty."""
+    X, y = toy(12, labels=True)
+    model = ConvexReLU(8, 1.5, "bce", "fista_scp", iters=3000, generator=torch.Generator().manual_seed(5)).fit(X, y)
+    U = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    features = (X @ (U / U.norm(dim=1, keepdim=True)).T).relu().numpy()
+
+    def objective(parts: np.ndarray) -> tuple[float, np.ndarray]:  # a is the difference of two parts above 0
+        margin = 2 * y.numpy() * (features @ (parts[:8] - parts[8:]))
+        slope = features.T @ (-2 * y.numpy() / (1 + np.exp(margin)))
+        return float(np.log1p(np.exp(-margin)).sum() + 1.5 * parts.sum()), np.concatenate([slope, -slope]) + 1.5
+
+    options = {"ftol": 1e-15, "gtol": 1e-10}
+    best = minimize(objective, np.full(16, 0.1), jac=True, method="L-BFGS-B", bounds=[(0, None)] * 16, options=options)
+    assert model.objective_convex() == pytest.approx(float(best.fun), abs=1e-7)
+    assert model.objective_nonconvex() == pytest.approx(float(best.fun), abs=1e-7)
+
+
 def test_module_and_precision() -> None:
     """The module would predict something else, or be of another type than the data; a column of targets fail."""
     X, y = toy(8)
@@ -287,6 +347,7 @@ def test_module_and_precision() -> None:
     torch.testing.assert_close(network(X.float())[:, 0], model.predict(X.float()), rtol=0, atol=1e-5)
     early = ConvexReLU(10, iters=1, rho=1e-3).fit(X, y)
     assert early.predict(X).abs().max() == 0 and early.to_module(dense=True)(X).abs().max() > 0
+    torch.testing.assert_close(early.predict(X, dense=True), early.to_module(dense=True)(X)[:, 0])
 
 
 def test_draws_come_from_the_generator() -> None:
@@ -333,8 +394,9 @@ def test_bad_data() -> None:
             ConvexReLU().fit(bad_X, bad_y)
     with pytest.raises(InvalidInput, match="labels of two classes"):
         ConvexReLU(loss="bce").fit(X, y)
-    with pytest.raises(InvalidInput, match="expected patterns"):
-        ConvexReLU().fit(X, y, torch.ones(3, 5, dtype=torch.bool))
+    for shape in ((3, 5), (0, 4)):
+        with pytest.raises(InvalidInput, match="expected patterns"):
+            ConvexReLU().fit(X, y, torch.ones(shape, dtype=torch.bool))
     with pytest.raises(InvalidInput, match="eps_adv has shape"):
         ConvexReLU(loss="hinge", eps_adv=torch.ones(3)).fit(X, y.sign())
     with pytest.raises(InvalidInput, match="call fit"):

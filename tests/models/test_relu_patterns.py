@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linprog
 from torch import Tensor
 
 from assay.errors import InvalidInput
@@ -64,12 +66,47 @@ def test_degenerate_data() -> None:
     assert activation_patterns(torch.zeros(2, 2), exhaustive=True).tolist() == [[True, True]]
 
 
-def test_perturbed_draws() -> None:
-    """Patterns of moved data would be missing, or the column of ones be moved."""
-    X = torch.cat([torch.full((6, 1), 1e-3), torch.ones(6, 1)], dim=1)
-    still = activation_patterns(X, 200, perturbation=torch.tensor([0.0, 0.0]))
-    moved = activation_patterns(X, 200, perturbation=torch.tensor([1.0, 0.0]))
-    assert rows(still) == {(True,) * 6, (False,) * 6} and len(moved) > 10
+def holds_more_than_zeros(X: Tensor, pattern: Tensor, radius: Tensor) -> bool:
+    """Whether (2 D - I) X v >= sum_j radius_j |v_j| has a solution v other than 0, by linear programming."""
+    n, d = X.shape
+    sides = (2 * pattern.double() - 1)[:, None] * X
+    box = torch.eye(d, dtype=X.dtype)
+    # variables v, a >= |v| and the slack, which is made large
+    rows = [
+        torch.cat([-sides, radius.expand(n, d), torch.ones(n, 1, dtype=X.dtype)], dim=1),
+        *[torch.cat([s * box, -box, torch.zeros(d, 1, dtype=X.dtype)], dim=1) for s in (1, -1)],
+    ]
+    found = linprog(
+        [0.0] * (2 * d) + [-1.0],
+        A_ub=torch.cat(rows).numpy(),
+        b_ub=[0.0] * (n + 2 * d),
+        bounds=[(-1, 1)] * d + [(0, 1)] * d + [(0, None)],
+    )
+    return -found.fun > 1e-9
+
+
+def test_perturbed_draws_are_the_patterns_that_can_hold_something() -> None:
+    """The robust program would get patterns that hold only zeros, repeats would count, or the ones be moved."""
+    X = torch.cat([data(7, 2), torch.ones(7, 1, dtype=torch.float64)], dim=1)
+    radius = torch.tensor([0.15, 0.15, 0.0], dtype=torch.float64)
+    every = activation_patterns(X, exhaustive=True)
+    able = rows(torch.stack([pattern for pattern in every if holds_more_than_zeros(X, pattern, radius)]))
+    found = activation_patterns(X, 30, perturbation=radius)
+    assert rows(found) == able and len(found) == len(able) < len(every)
+    assert torch.equal(activation_patterns(X, 5, perturbation=radius), found[:5])
+
+
+def test_a_tiny_perturbation_gives_as_many_patterns_as_asked_for() -> None:
+    """Repeated patterns would be counted: a radius of almost 0 would halve the program."""
+    X = torch.cat([data(12, 2), torch.ones(12, 1, dtype=torch.float64)], dim=1)
+    assert len(activation_patterns(X, 10, perturbation=1e-8)) == 10
+
+
+def test_scale_of_rows_and_columns_does_not_matter() -> None:
+    """Small rows would count as zeros, or a small column as missing, and cells be lost."""
+    X = data(6, 3)
+    for scaled in (X * 10.0 ** torch.arange(0, -18, -3)[:, None], X * torch.tensor([1.0, 1e-10, 1e6])):
+        assert torch.equal(activation_patterns(scaled, exhaustive=True), activation_patterns(X, exhaustive=True))
 
 
 @pytest.mark.parametrize(
@@ -79,9 +116,13 @@ def test_perturbed_draws() -> None:
         (torch.full((2, 2), math.nan), {}, "finite"),
         (torch.ones(2, 2), {"n": 0}, "at least 1"),
         (data(60, 5), {"exhaustive": True}, "sample patterns instead"),
+        (data(18, 18), {"exhaustive": True}, "262144 patterns"),
+        (data(5, 2), {"perturbation": 50.0}, "lower it"),
+        (data(5, 2), {"perturbation": -1.0}, "0 or larger"),
+        (data(5, 2), {"perturbation": torch.ones(3)}, "0 or larger"),
     ],
 )
-def test_bad_input(X: Tensor, arguments: dict[str, int], message: str) -> None:
+def test_bad_input(X: Tensor, arguments: dict[str, Any], message: str) -> None:
     """The user would not learn what to do."""
     with pytest.raises(InvalidInput, match=message):
-        activation_patterns(X, **arguments)  # type: ignore[arg-type]
+        activation_patterns(X, **arguments)

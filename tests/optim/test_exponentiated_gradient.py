@@ -97,6 +97,27 @@ def test_biases_take_gradient_steps_unless_asked_not_to():
         assert bias.tolist() == pytest.approx(expected)
 
 
+def test_decay_spares_parameters_that_take_gradient_steps():
+    """A bias would be drawn to 0, although decay is of log|w|."""
+    bias = torch.nn.Parameter(torch.tensor([0.5, -0.5], dtype=torch.float64))
+    optimizer = ExponentiatedGradient([bias], lr=0.5, weight_decay=0.3)
+    bias.grad = torch.zeros(2, dtype=torch.float64)
+    optimizer.step()
+    assert bias.tolist() == [0.5, -0.5]
+
+
+@pytest.mark.parametrize(("dtype", "gradient"), [(torch.bfloat16, 0.003), (torch.float16, 4e-4)])
+def test_gradients_of_zero_mean_leave_half_precision_weights(dtype, gradient):
+    """Weights would decay: rounded factors, or products, are more often too small than too large."""
+    start = torch.tensor([[1.5, -1.3, 0.7, 0.011]], dtype=dtype)
+    p = torch.nn.Parameter(start.clone())
+    optimizer = ExponentiatedGradient([p], lr=1.0)
+    for k in range(100):
+        p.grad = torch.full_like(p, (-1) ** k * gradient) * start.sign()
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), start, rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
 def test_a_named_one_and_its_memory():
     """It would not be found by name, or keep more than a step count."""
     p = torch.nn.Parameter(torch.ones(10, 10))

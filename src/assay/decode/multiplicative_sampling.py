@@ -1,8 +1,8 @@
 """Samplers of multiplicative diffusion: from log-normal noise to data by factors.
 
-Paper: "Dale meets Langevin" (arXiv:2510.02730, v1: the first of the two; the second by the official code), reversed
-geometric Brownian motion with volatility sigma and drift mu. With h(x, t) = x o grad log p_t(x), steps of size delta
-and fresh Z ~ N(0, I), from t = 1 down:
+Paper: "Dale meets Langevin" (arXiv:2510.02730; v1 has the first of the two, v2 the second, called sign-agnostic),
+reversed geometric Brownian motion with volatility sigma and drift mu. With h(x, t) = x o grad log p_t(x), steps of size
+delta and fresh Z ~ N(0, I), from t = 1 down:
 
     Dale-Langevin    x <- x o exp(delta sigma^2 h - delta (mu - 1.5 sigma^2) + sqrt(delta) sigma Z)
     unconstrained    x <- x o (1 + 2 delta sigma^2 - delta mu + delta sigma^2 h + sqrt(delta) sigma Z)
@@ -11,9 +11,9 @@ The first steps in log x and never changes a sign, whatever h is; the second is 
 delta tends to 0.
 
 Shapes: x and h (B, ...); t (B,).
-Departures: by default one step of size 1 / N per level, which is the derivation; the official code takes three inner
-steps of another size with noise annealed by 0.995 per level, which `inner_steps`, `step_size` and `anneal` give. Its
-optional last steps without noise are left out.
+Departures: by default one step of size 1 / N per level, which is the derivation; the official code has configurations
+with several inner steps of another size and noise annealed level by level (such as 3 steps and 0.995), which
+`inner_steps`, `step_size` and `anneal` give. Its optional last steps without noise are left out.
 Cost: N inner_steps passes of the network.
 """
 

@@ -130,13 +130,18 @@ def hyvarinen_nonneg(
         A scalar, differentiable in the function's parameters.
 
     Raises:
-        InvalidInput: If an entry of x is below 0, or samples below 1.
+        InvalidInput: If x is empty, not of a floating-point type or has an entry below 0, scores have another shape,
+            or samples is below 1.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0]])  # for p(x) = exp(-x), s = -1
         >>> hyvarinen_nonneg(lambda x: -x, x)  # -x - x + x^2 / 2, summed
         tensor(-3.5000)
     """
+    if not x.numel() or not x.is_floating_point():
+        raise InvalidInput(
+            f"expected at least one sample of a floating-point type; got shape {tuple(x.shape)}, {x.dtype}"
+        )
     if not (x >= 0).all():
         raise InvalidInput(f"data must be at least 0; the smallest entry is {x.min().item():g}")
     if samples is not None and samples < 1:
@@ -147,8 +152,10 @@ def hyvarinen_nonneg(
     else:
         signs = torch.randint(2, (samples, *x.shape), generator=generator, device=x.device)
         directions = (2 * signs - 1).to(x.dtype)
-    # v^T diag(x) J v: summed over unit vectors, or averaged over signs, this is sum_i x_i d_i h_i
-    products = torch.func.vmap(lambda v: torch.func.jvp(scaled_score, (x,), (v,))[1])(directions)
-    slopes = (directions * x * products).sum(dim=0) / (samples or 1)
     h = scaled_score(x)
+    if h.shape != x.shape:
+        raise InvalidInput(f"scores must have the data's shape {tuple(x.shape)}, not {tuple(h.shape)}")
+    # v^T diag(x) J v: summed over unit vectors, or averaged over signs, this is sum_i x_i d_i h_i
+    slope = torch.func.vmap(lambda v: torch.func.jvp(scaled_score, (x,), (v,))[1], randomness="same")
+    slopes = (directions * x * slope(directions)).sum(dim=0) / (samples or 1)
     return (h + slopes + h.square() / 2).flatten(1).sum(dim=1).mean()

@@ -37,7 +37,9 @@ class ConvexReLU:
     """Two-layer ReLU network with weight decay, fitted by convex optimisation.
 
     Args:
-        n_patterns: Draws of activation patterns, or of random neurons with "fista_scp"; at least 1.
+        n_patterns: Draws u ~ N(0, I) of which the distinct patterns are kept, or random neurons with "fista_scp"; at
+            least 1. With `eps_adv`, distinct patterns that can hold more than zeros, if 1000 times as many draws
+            find them (see `activation_patterns`).
         beta: Weight decay of (NC), against a loss that is a sum over samples; above 0.
         loss: "squared" is half the squared error; "bce" log(1 + e^{2z}) - 2 y z for labels 0 and 1; "hinge". Both of
             the latter take labels 0 and 1 or -1 and 1, and the class is the output's sign.
@@ -101,16 +103,18 @@ class ConvexReLU:
             patterns: Boolean (P, n) instead of sampled ones, such as all from `assay.models.activation_patterns`.
 
         Raises:
-            InvalidInput: If shapes or labels don't fit, something is NaN or infinite, or "fista_scp" gets patterns.
+            InvalidInput: If shapes or labels don't fit, something is NaN or infinite, "fista_scp" gets patterns, or
+                no drawn pattern withstands `eps_adv`.
         """
         data, targets = _checked_data(X, y)
         radius = self.radius.to(data.device).expand(data.shape[1]) if self.radius.ndim == 0 else self.radius
         if radius.shape != data.shape[1:]:
             raise InvalidInput(f"eps_adv has shape {tuple(radius.shape)}; expected one number or ({data.shape[1]},)")
-        if patterns is not None and (self.solver == "fista_scp" or patterns.shape[1:] != data.shape[:1]):
+        misfit = patterns is not None and (not patterns.numel() or patterns.shape[1:] != data.shape[:1])
+        if patterns is not None and (misfit or self.solver == "fista_scp"):
             raise InvalidInput(
-                f"expected patterns of shape (P, {len(data)}) and an ADMM solver; got {tuple(patterns.shape)} and "
-                f"{self.solver!r}"
+                f"expected patterns of shape (P, {len(data)}), P at least 1, and an ADMM solver; got "
+                f"{tuple(patterns.shape)} and {self.solver!r}"
             )
         generator = self.generator or torch.Generator().manual_seed(0)
         self._dtype, targets = X.dtype, self.loss.targets(targets)
@@ -158,9 +162,17 @@ class ConvexReLU:
         first.weight, last.weight = nn.Parameter(U.to(self._dtype)), nn.Parameter(alpha.to(self._dtype)[None])
         return nn.Sequential(first, nn.ReLU(), last)
 
-    def predict(self, X: Tensor) -> Tensor:
-        """Return the network's outputs (n,), in the data's precision; for classes the sign decides."""
-        U, alpha = self._network(dense=False)
+    def predict(self, X: Tensor, dense: bool = False) -> Tensor:
+        """Return the network's outputs (n,), in the data's precision; for classes the sign decides.
+
+        Args:
+            X: Data (n, d).
+            dense: As of `to_module`.
+
+        Raises:
+            InvalidInput: Before `fit`.
+        """
+        U, alpha = self._network(dense)
         return ((X.to(U) @ U.T).relu() @ alpha).to(X.dtype)
 
     def objective_convex(self) -> float:

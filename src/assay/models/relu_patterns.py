@@ -7,14 +7,16 @@ Shapes: n samples, d features, P patterns; X (n, d), patterns (P, n). With r = r
 2 sum_{k<r} C(n-1, k) cells of the arrangement of hyperplanes x_k u = 0, and as many for data in general position.
 
 Departures: u on a hyperplane is no cell of its own. Its ReLU is that of a neighbouring cell's closed cone, so the
-convex program loses nothing; a row of zeros counts as active, as >= says.
-Cost: sampling O(n d P). Enumeration goes through the C(n, r-1) rays in which r-1 hyperplanes meet.
+convex program loses nothing; a row of zeros counts as active, as >= says. For perturbed data the paper also draws from
+moved data; here patterns are left out that hold nothing but zeros in the robust program.
+Cost: sampling O(n d) per draw. Enumeration goes through the C(n, r-1) rays in which r-1 hyperplanes meet.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -23,7 +25,8 @@ from assay.errors import InvalidInput
 
 __all__ = ["activation_patterns"]
 
-_MOST_RAYS = 50_000
+_MOST_CELLS = 100_000
+_MOST_DRAWS = 1000
 _TIE = 1e-9
 
 
@@ -40,17 +43,19 @@ def activation_patterns(
     Args:
         X: Data (n, d), with a column of ones if neurons shall have biases.
         n: Number of draws u ~ N(0, I); equal patterns are kept once, so that the first draws of one generator give a
-            subset of what more draws give.
+            subset of what more draws give. With a perturbation, how many distinct patterns to look for.
         exhaustive: Return all patterns that have a cell of their own, sorted; nothing is drawn.
-        perturbation: Radius by which features move, a number or (d,) with 0 for the column of ones. Above 0, every
-            second draw repeats the vector before it on data moved to a random corner of the box around it.
+        perturbation: Radius by which features move, a number or (d,) with 0 for the column of ones. Above 0, a draw
+            is kept if no move changes its pattern: |x_k u| >= sum_j radius_j |u_j| for all samples. Patterns without
+            such a u hold only zeros in the robust program. Draws end with n patterns, or after 1000 n draws.
         generator: Decides the draws; None is a fixed one.
 
     Returns:
         Boolean (P, n), one pattern per row.
 
     Raises:
-        InvalidInput: If the data aren't a finite matrix, n is below 1, or there are too many rays to enumerate.
+        InvalidInput: If the data aren't a finite matrix, n is below 1, the radius has another shape or is below 0,
+            there are too many patterns to enumerate, or no draw keeps its pattern under the perturbation.
 
     Example:
         >>> activation_patterns(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), exhaustive=True).int().tolist()
@@ -62,32 +67,46 @@ def activation_patterns(
         return _cells(X.double().cpu()).to(X.device)
     if n < 1:
         raise InvalidInput(f"n, the number of draws, must be at least 1, not {n}")
-    drawn = _draw(X.double().cpu(), n, torch.as_tensor(perturbation, dtype=torch.float64).cpu(), generator)
-    distinct = dict.fromkeys(map(tuple, drawn.int().tolist()))
-    return torch.tensor(list(distinct), dtype=torch.bool, device=X.device)
-
-
-def _draw(X: Tensor, n: int, radius: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return the pattern of each draw (n draws, samples), equal ones included."""
+    radius = torch.as_tensor(perturbation, dtype=torch.float64).cpu()
+    if radius.shape not in ((), X.shape[1:]) or not bool((radius >= 0).all()):
+        raise InvalidInput(f"perturbation must be 0 or larger, one number or ({X.shape[1]},); got {perturbation}")
     generator = generator or torch.Generator().manual_seed(0)
+    drawn = _draw_robust if bool((radius > 0).any()) else _draw
+    found = list(itertools.islice(drawn(X.double().cpu(), n, radius, generator), n))
+    if not found:
+        raise InvalidInput(
+            f"none of {_MOST_DRAWS * n} draws keeps its side of all {len(X)} samples under that perturbation; lower it"
+        )
+    return torch.tensor(found, dtype=torch.bool, device=X.device)
 
-    def direction() -> Tensor:  # one by one: a longer draw need not begin as a shorter one does
-        return torch.randn(X.shape[1], dtype=X.dtype, generator=generator)
 
-    if not bool((radius > 0).any()):
-        return torch.stack([direction() for _ in range(n)]) @ X.T >= 0
-    rows = []
-    for _ in range(math.ceil(n / 2)):
-        u = direction()
-        corner = torch.randint(2, X.shape, generator=generator) * 2 - 1
-        rows += [X @ u >= 0, (X + radius * corner) @ u >= 0]
-    return torch.stack(rows[:n])
+def _draw(X: Tensor, n: int, radius: Tensor, generator: torch.Generator) -> Iterator[tuple[bool, ...]]:
+    """Return the distinct patterns of n draws."""
+    # one by one: a longer draw need not begin as a shorter one does
+    drawn = torch.stack([torch.randn(X.shape[1], dtype=X.dtype, generator=generator) for _ in range(n)])
+    return iter(dict.fromkeys(map(tuple, (drawn @ X.T >= 0).tolist())))
+
+
+def _draw_robust(X: Tensor, n: int, radius: Tensor, generator: torch.Generator) -> Iterator[tuple[bool, ...]]:
+    """Yield distinct patterns of draws that keep their side of every sample wherever it moves."""
+    radius = radius.expand(X.shape[1])
+    seen: set[tuple[bool, ...]] = set()
+    for _ in range(n):
+        drawn = torch.randn(_MOST_DRAWS, X.shape[1], dtype=X.dtype, generator=generator)
+        sides = drawn @ X.T
+        kept = (sides.abs() >= (drawn.abs() @ radius)[:, None]).all(dim=1)
+        for pattern in map(tuple, (sides[kept] >= 0).tolist()):
+            if pattern not in seen:
+                seen.add(pattern)
+                yield pattern
 
 
 def _cells(X: Tensor) -> Tensor:
     """Return the patterns of all cells of the arrangement, sorted; a row of zeros is active in all."""
+    scale = X.abs().amax(dim=0)
+    X = X / torch.where(scale > 0, scale, 1)  # a column's scale changes u, not the patterns
     length = X.norm(dim=1)
-    moving = length > _TIE * length.max()
+    moving = length > 0
     if not moving.any():
         return torch.ones(1, len(X), dtype=torch.bool)
     found = torch.tensor(sorted(_arrangement(X[moving] / length[moving, None])), dtype=torch.bool)
@@ -105,16 +124,17 @@ def _arrangement(X: Tensor) -> set[tuple[bool, ...]]:
     n = len(X)
     _, values, basis = torch.linalg.svd(X, full_matrices=False)
     r = int((values > _TIE * values[0]).sum())
+    cells = 2 * sum(math.comb(n - 1, k) for k in range(r))
+    if cells > _MOST_CELLS:
+        raise InvalidInput(
+            f"{n} samples of rank {r} may have {cells} patterns, more than {_MOST_CELLS}; sample patterns instead"
+        )
     if r == n:
         return set(itertools.product((False, True), repeat=n))
     X = X @ basis[:r].T
     if r == 1:
         positive = tuple((X[:, 0] > 0).tolist())
         return {positive, tuple(not sign for sign in positive)}
-    if math.comb(n, r - 1) > _MOST_RAYS:
-        raise InvalidInput(
-            f"{n} samples of rank {r} have {math.comb(n, r - 1)} rays, more than {_MOST_RAYS}; sample patterns instead"
-        )
     found: set[tuple[bool, ...]] = set()
     seen: set[tuple[int, ...]] = set()
     for chosen in itertools.combinations(range(n), r - 1):

@@ -14,7 +14,9 @@ Know before use: a weight that is 0 stays 0, so biases that begin there can't le
 `min_ndim` dimensions (biases and gains, no synapses) therefore take gradient steps, as if their size were
 `additive_size`; `min_ndim=0` treats all alike. As a weight moves by lr |w| g, rates are much larger than SGD's, by
 about 1/|w|. Nothing bounds a factor: clip gradients that may be large, since a weight that underflows to 0 stays there.
-Departures: `min_ndim`, `additive_size` and `weight_decay` are ours. The decay of log|w| is an L1 penalty.
+Weights of 16 bits are multiplied in float32, but stay where they are if a factor is too near 1 for their precision.
+Departures: `min_ndim`, `additive_size` and `weight_decay` are ours. The decay of log|w| is an L1 penalty. There is no
+switch for exp(-lr g) without signs: on weights above 0 it is the same, on others it would climb.
 Cost: no state but the step count; one exp per weight.
 """
 
@@ -61,7 +63,7 @@ class ExponentiatedGradient(MultiTensorOptimizer):
     def __init__(
         self,
         params: Any,
-        lr: float | Tensor = 0.1,
+        lr: float | Tensor = 1.0,
         *,
         weight_decay: float = 0.0,
         min_ndim: int = 2,
@@ -93,8 +95,11 @@ class ExponentiatedGradient(MultiTensorOptimizer):
         if params[0].ndim < group["min_ndim"]:
             torch._foreach_add_(params, torch._foreach_mul(grads, -lr * group["additive_size"]))
             return
+        # in 16 bits, factors a little below 1 would survive rounding and those a little above not: weights would decay
+        narrow = params[0].dtype.itemsize < 4
+        weights = [p.float() for p in params] if narrow else params
         # signs are ours to overwrite: they become the exponents, then the factors
-        factors = list(torch._foreach_sign(params))
+        factors = list(torch._foreach_sign(weights))
         torch._foreach_mul_(factors, grads)
         if group["weight_decay"]:
             torch._foreach_add_(factors, group["weight_decay"])
@@ -103,4 +108,6 @@ class ExponentiatedGradient(MultiTensorOptimizer):
             torch._foreach_copy_(factors, [torch.exp(t) for t in factors])
         else:
             torch._foreach_exp_(factors)
-        torch._foreach_mul_(params, factors)
+        torch._foreach_mul_(weights, factors)
+        if narrow:
+            torch._foreach_copy_(params, weights)

@@ -70,11 +70,27 @@ def test_arms_measure_one_objective() -> None:
     assert wide["objective"] == pytest.approx(exact["objective"], abs=0.02)
 
 
-def test_baselines_get_as_many_candidates() -> None:
-    """One side would be tuned more than the other, or an arm be judged on other data."""
-    arms = study("desk").arms
+def test_all_that_is_compared_gets_as_many_candidates() -> None:
+    """One side would be tuned more than the other, or not at all, or an arm be judged on other data."""
+    desk = study("desk")
+    arms = desk.arms
     tuned = {name: len(arm.tuning()) for name, arm in arms.items() if hasattr(arm, "tuning")}
-    assert set(tuned.values()) == {4} and {"mnist/admm-40", "mnist/adam-80"} <= set(tuned)
+    judged = {name for expectation in desk.expects for name in expectation.named_arms}
+    assert set(tuned.values()) == {5} and {"toy/standard", "toy/robust", "toy/pgd"} <= judged
+    assert all("lbfgs" in name or "scp" in name for name in judged - set(tuned)), "only these have nothing to tune"
     for problem in ("exact", "mnist", "breast-cancer", "toy"):
         settings = {(a.describe()["samples"], a.describe()["beta"]) for n, a in arms.items() if n.startswith(problem)}
         assert len(settings) == 1
+
+
+def test_robust_arm_is_valued_under_attack() -> None:
+    """Its penalty would be tuned by clean data, on which adversarial training isn't judged either."""
+    toy = {"problem": "toy", "samples": 12, "beta": 0.05, "patterns": 5, "iters": 50, "rho": 0.3, "loss": "hinge"}
+    robust = convex(Streams("p", 0), **toy, radius=0.08)
+    assert robust["objective"] <= robust["objective_convex"] + 12 * robust["violation"]
+    data, eps = load_problem(Streams("p", 0), "toy", 12), torch.tensor([0.08, 0.08, 0.0], dtype=torch.float64)
+    model = ConvexReLU(5, 0.05, "hinge", rho=0.3, iters=50, eps_adv=eps, generator=Streams("p", 0).torch("patterns"))
+    clean = model.fit(data.X, data.y).objective_nonconvex()
+    assert clean + 1e-3 < robust["objective"] and robust["patterns"] == len(model.patterns)
+    tuned = convex(Streams("p", 0), **toy, radius=0.08, validation_only=True)
+    assert tuned == {"validation_score": -robust["objective"]}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from scipy.stats import norm
 
 from assay.papers.dale_langevin.frechet import copy_rate, frechet_distance
-from assay.papers.dale_langevin.generation import SPACES, tiles
+from assay.papers.dale_langevin.generation import SPACES, tiles, turned_signs
 from assay.papers.dale_langevin.study import OPTIMIZERS, study
+from assay.streams import Streams
 
 
 def test_spaces_are_positive_and_come_back():
@@ -47,6 +51,17 @@ def test_tiles_place_images_row_by_row():
     page = tiles(images, side=2, zoom=1)
     assert page.shape == (4, 6) and page.dtype == np.uint8
     assert np.argwhere(page).tolist() == [[0, 5]]
+
+
+def test_share_of_turned_signs_in_one_step():
+    """Turned signs would be missed: a step from exact scores has a normal factor, which is negative with known odds."""
+    deviation, sigma, count = 0.5, 0.8, 20_000
+    options = {"mean": 0.3, "deviation": deviation, "sigma": sigma, "levels": 1, "count": count}
+    share = turned_signs(Streams("p", 0), sampler="UnconstrainedMultiplicativeSampler", **options)["turned"]
+    spread = math.sqrt(sigma**2 + sigma**4 / (deviation**2 + sigma**2))
+    expected = norm.cdf(-(1 + sigma**2 / 2) / spread)
+    assert share == pytest.approx(expected, abs=4 * math.sqrt(expected / count))
+    assert turned_signs(Streams("p", 0), sampler="DaleLangevinSampler", **options) == {"turned": 0.0}
 
 
 @pytest.mark.parametrize("scale", ["smoke", "desk", "paper"])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from assay.lab.arms import Arm, Call
-from assay.lab.expectations import Expectation, above, below, greater
+from assay.lab.expectations import Expectation, above, below, greater, ratio
 from assay.lab.quantities import at, difference
 from assay.lab.study import Study
 from assay.lab.tuned_call import TunedCall
@@ -28,7 +28,7 @@ __all__ = ["study"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a scale decides: samples by problem, restarts, iterations of ADMM, and steps of descent."""
+    """What a scale decides: samples by problem, restarts, iterations of ADMM and FISTA, and steps of descent."""
 
     exact: int
     real: int
@@ -36,18 +36,27 @@ class Setting:
     restarts: int
     iters: int
     steps: int
-    candidates: int = 4
+    candidates: int = 5
 
 
 SETTINGS = {
     "smoke": Setting(exact=8, real=60, toy=20, restarts=2, iters=30, steps=30, candidates=2),
-    "desk": Setting(exact=20, real=369, toy=60, restarts=10, iters=600, steps=1000),
+    "desk": Setting(exact=20, real=369, toy=60, restarts=10, iters=600, steps=2000),
     "paper": Setting(exact=20, real=369, toy=60, restarts=10, iters=3000, steps=5000),
 }
 EARLY = 20
 RADIUS = 0.08
-PENALTIES = {"exact": (0.03, 0.1, 0.3, 1.0), "real": (0.01, 0.03, 0.1, 0.3)}
-RATES = (0.01, 0.03, 0.1, 0.3)
+PENALTIES = {
+    "exact": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "real": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "toy": (0.0003, 0.001, 0.003, 0.01, 0.03),
+}
+RATES = {
+    "exact": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "real": (0.003, 0.01, 0.03, 0.1, 0.3),
+    "toy": (0.01, 0.03, 0.1, 0.3, 1.0),
+}
+NEAR = 1.1
 
 
 def convex(
@@ -75,7 +84,7 @@ def convex(
         rho: ADMM's penalty.
         loss: As of `ConvexReLU`.
         solver: As of `ConvexReLU`.
-        radius: Of perturbations that the program must withstand.
+        radius: Of perturbations that the program must withstand; above 0 the objective is that of attacked data.
         validation_only: Return minus the objective only, by which rho is tuned.
     """
     data = load_problem(streams, problem, samples)
@@ -88,14 +97,16 @@ def convex(
         return model.fit(data.X, data.y, every)
 
     model = fit(iters)
-    value = model.objective_nonconvex()
+    U, a = _weights(model.to_module())
+    objective = Network(data.X.numpy(), data.y.numpy(), len(a), beta, loss, eps.numpy())
+    value = objective(np.concatenate([U.ravel(), a]))[0]
     if validation_only:
         return {"validation_score": -value}
-    U, a = _weights(model.to_module())
     measured = {
         "objective": value,
         "objective_convex": model.objective_convex(),
         "violation": model.constraint_violation(),
+        "patterns": float(len(model.patterns)),
         "neurons": float(len(a)),
         **_accuracies(data, U, a),
     }
@@ -203,7 +214,8 @@ def _descent(setting: Setting, base: dict[str, object], width: int, method: str,
     arguments = {**base, **budget, **more}
     if method == "lbfgs":
         return Call(descend, arguments)
-    return TunedCall(descend, arguments, tune={"lr": RATES[: setting.candidates]})
+    rates = RATES.get(str(base["problem"]), RATES["real"])
+    return TunedCall(descend, arguments, tune={"lr": rates[: setting.candidates]})
 
 
 def _real_arms(setting: Setting, problem: str) -> dict[str, Arm]:
@@ -226,10 +238,11 @@ def _real_arms(setting: Setting, problem: str) -> dict[str, Arm]:
 
 def _toy_arms(setting: Setting) -> dict[str, Arm]:
     base = {"problem": "toy", "samples": setting.toy, "beta": 0.005, "loss": "hinge"}
-    program = {**base, "patterns": 80, "iters": setting.iters // 2, "rho": 0.5}
+    program = {**base, "patterns": 80, "iters": 5 * setting.iters}
+    grid = {"rho": PENALTIES["toy"][: setting.candidates]}
     return {
-        "toy/standard": Call(convex, program),
-        "toy/robust": Call(convex, {**program, "radius": RADIUS}),
+        "toy/standard": TunedCall(convex, program, tune=grid),
+        "toy/robust": TunedCall(convex, {**program, "radius": RADIUS}, tune=grid),
         "toy/pgd": _descent(setting, {**base, "radius": RADIUS}, 40, "adam", restarts=1),
     }
 
@@ -249,6 +262,8 @@ def _expectations() -> list[Expectation]:
             below(difference(at("objective", f"{name}/admm-40"), at("objective", f"{name}/lbfgs-80")), 0.0)
             for name in real
         ],
+        ratio("objective", "exact/scp-500", "exact/admm-all", below=NEAR),
+        *[ratio("objective", f"{name}/scp-500", f"{name}/admm-40", below=NEAR) for name in real],
         greater("robust_accuracy", "toy/robust", "toy/standard"),
         greater("robust_accuracy", "toy/robust", "toy/pgd", margin=-0.03),
     ]
@@ -261,8 +276,9 @@ def study(scale: str) -> Study:
         claim=(
             "The convex program finds the global optimum of a two-layer ReLU network where descent from random starts is "
             "stuck above it and differs from start to start; with sampled patterns it still gets below what descent "
-            "finds; a few ADMM iterations give nearly the final accuracy; and its robust form withstands perturbations "
-            "that the standard one does not, as well as adversarial training by projected gradients does."
+            "finds; a few ADMM iterations give nearly the final accuracy; the lasso over sampled neurons is nearly as good; "
+            "and the program's robust form withstands perturbations that the standard one does not, as well as adversarial "
+            "training by projected gradients does."
         ),
         arms={
             **_exact_arms(setting),
@@ -282,26 +298,33 @@ SOURCES = {
     "problem": "ours: a teacher small enough to list all patterns, two real pairs of classes, a boundary in the plane",
     "samples": "scaled down: all patterns can be listed for tens of points in the plane; real data to fit in seconds",
     "beta": "ours: 0.05 and 1 as in a prototype, 0.005 on the toy; the same for all arms of a problem",
-    "patterns": "ours: 0 stands for all of them; the paper samples tens to hundreds",
-    "iters": "scaled down to the CPU; ADMM's residuals at the end are in the records as violation",
-    "rho": "tuned on the training objective, four values a factor of 3 apart; fixed for the two programs on the toy",
-    "tune": "ours: four values of ADMM's penalty, as many of Adam's rate; L-BFGS and FISTA have none",
+    "patterns": "ours: 0 stands for all of them; the paper samples tens to hundreds; the records say how many were found",
+    "iters": "scaled down to the CPU; more on the toy: three trial seeds met constraints to within 0.03 at the best rho",
+    "rho": "tuned on the training objective (of attacked data for the robust program), values a factor of 3 apart",
+    "tune": "ours: five values of ADMM's penalty, as many of Adam's rate; L-BFGS and FISTA have none",
     "loss": "the paper: squared loss for the ADMM, hinge for the robust program",
     "solver": "the paper: ADMM, and FISTA for the sampled program",
     "radius": "ours: 0.08, which a boundary through the toy's gap can withstand",
     "width": "ours: below, about and above the neurons that an optimum needs; two per pattern on real data",
-    "method": "ours: L-BFGS as the strongest descent at this size, Adam as what is used",
-    "steps": "ours: L-BFGS has converged by then",
+    "method": "ours: L-BFGS as a descent without a rate to tune, Adam as what is used",
+    "steps": "ours: on the teacher L-BFGS mostly stops before; on real data it is cut off while it still falls slowly",
     "restarts": "ours: descent on the teacher gets ten starts and is judged by its best one; one on real data and the toy",
-    "lr": "tuned on the training objective",
+    "lr": "tuned on the training objective (of attacked data for adversarial training)",
 }
 LIMITS = (
     "Hundreds of samples and tens of features. That every pattern can be listed is special to few points in the plane; "
     "with tens of features, sampled patterns are a tiny part of all, so what is claimed of the exact program need not "
     "hold there, and the study asks both. Nothing is measured of the cost per iteration or of larger data. Chosen after "
-    "looking: the grids (so that none ends at its best value), sizes and decays, and the toy, on one seed of four "
-    "variants, of which the easiest showed no difference between standard and robust training. That sampled patterns do "
-    "not reach what descent finds was known from a prototype; the expectation is the paper's. Robustness is the accuracy "
-    "at the worst of 81 points of the box around a test point, on one boundary in the plane. ADMM ends with constraints "
-    "missed by what the records say; the objective is the recovered network's own, which needs none."
+    "looking: the grids (moved down once, since some arms had been best at the lowest penalty; with 5 patterns the teacher "
+    "hardly depends on it and may still be), sizes and decays, and the toy, on one seed of four variants, of which the "
+    "easiest showed no difference between standard and robust training. The robust arm was mended after its first records: "
+    "its penalty had been fixed and its constraints missed widely, and most of its patterns could hold nothing but zeros. "
+    "Now both programs on the toy are tuned and run longer, and the robust one draws patterns that can hold more, of which "
+    "there are few; that was tried on two seeds of the study and three others. That sampled patterns do not reach what "
+    "descent finds was known from a prototype; the expectation is the paper's. What the lasso is compared with was added "
+    "after its objectives had been seen, with a factor of 1.1 for nearly as good. Descent on real data is not run to its "
+    "end, which favours the program. Robustness is the accuracy at the worst of 81 points of the box around a test point, on "
+    "one boundary in the plane. ADMM ends with constraints missed by what the records say; the objective is the recovered "
+    "network's own, which needs none. Where data are attacked it is that at the end of ten projected steps, so it may be "
+    "below the worst case."
 )

@@ -21,7 +21,7 @@ from assay.names import resolve
 from assay.papers.dale_langevin.frechet import copy_rate, feature_classifier, frechet_distance
 from assay.streams import Streams
 
-__all__ = ["SPACES", "generate", "log_normal"]
+__all__ = ["SPACES", "generate", "log_normal", "turned_signs"]
 
 # What a pixel p in [0, 1] becomes before noise multiplies it, and how it comes back. Noise that multiplies 2^p is noise
 # that is added to p: the variance-exploding diffusion of pixels, with the same network, loss and sampler. Both put pixels
@@ -213,7 +213,32 @@ def log_normal(
     Returns:
         By how much mean and deviation of the samples' logarithm miss those of the data, in absolute value.
     """
-    draws = streams.torch("sample")
+    *_, last = _log_normal_path(streams.torch("sample"), sampler, mean, deviation, sigma, levels, count)
+    logs = last.log()
+    return {
+        "log_mean_error": abs(logs.mean().item() - mean),
+        "log_deviation_error": abs(logs.std().item() - deviation),
+    }
+
+
+def turned_signs(
+    streams: Streams, *, sampler: str, mean: float, deviation: float, sigma: float, levels: int, count: int
+) -> dict[str, float]:
+    """Sample as `log_normal` does and count the samples that are not above 0 at every step; arguments as there.
+
+    Returns:
+        `turned`, their share.
+    """
+    turned = torch.zeros(count, 1, dtype=torch.bool)
+    for x in _log_normal_path(streams.torch("sample"), sampler, mean, deviation, sigma, levels, count):
+        turned |= ~(x > 0)  # a value below 0 has no score and is NaN from then on
+    return {"turned": turned.double().mean().item()}
+
+
+def _log_normal_path(
+    draws: torch.Generator, sampler: str, mean: float, deviation: float, sigma: float, levels: int, count: int
+) -> Iterator[Tensor]:
+    """Yield samples (count, 1) of log-normal data after each step, by exact scores."""
     kinds: dict[str, Any] = {kind.__name__: kind for kind in (DaleLangevinSampler, UnconstrainedMultiplicativeSampler)}
 
     def scaled_score(x: Tensor, t: Tensor) -> Tensor:
@@ -221,8 +246,4 @@ def log_normal(
 
     z = torch.randn(count, 1, generator=draws, dtype=torch.float64)
     start = torch.exp(mean + math.sqrt(deviation**2 + sigma**2) * z)
-    logs = kinds[sampler](scaled_score, sigma, n_steps=levels)(start, generator=draws).log()
-    return {
-        "log_mean_error": abs(logs.mean().item() - mean),
-        "log_deviation_error": abs(logs.std().item() - deviation),
-    }
+    yield from kinds[sampler](scaled_score, sigma, n_steps=levels).trajectory(start, generator=draws)
