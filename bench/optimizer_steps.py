@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._inductor.config
 
 import assay.optim
 from _measure import interleaved, table, write_results
@@ -115,6 +116,7 @@ def ours(params: list[torch.nn.Parameter]) -> dict[str, Candidate]:
             found[f"{name}, compiled"] = compiled(optimizer, peer=peer)
         except torch._dynamo.exc.TorchDynamoException as error:
             print(f"{name} does not compile whole: {str(error).splitlines()[0]}")
+        print(f"{name}: built", flush=True)
     return found
 
 
@@ -159,6 +161,8 @@ def main() -> None:
     torch.set_num_threads(1)
     # all optimizers share the code of the function that wraps their steps, where compiled versions are counted
     torch._dynamo.config.recompile_limit = 64
+    # what an earlier run left would make first calls look quick
+    torch._inductor.config.force_disable_caches = True
     tensors, rounds = (4, 3) if arguments.quick else (100, 5)
     rows = compare(tensors, 250_000, rounds)
     if arguments.quick:
