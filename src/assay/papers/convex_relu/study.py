@@ -315,7 +315,7 @@ LIMITS = (
     "Hundreds of samples and tens of features. That every pattern can be listed is special to few points in the plane; "
     "with tens of features, sampled patterns are a tiny part of all, so what is claimed of the exact program need not "
     "hold there, and the study asks both. Nothing is measured of the cost per iteration or of larger data. Chosen after "
-    "looking: the grids (moved down once, since some arms had been best at the lowest penalty; with 5 patterns the teacher "
+    "looking: the grids (moved down once, since some arms had been best at the lowest penalty; with 5 and 20 patterns the teacher "
     "hardly depends on it and may still be), sizes and decays, and the toy, on one seed of four variants, of which the "
     "easiest showed no difference between standard and robust training. The robust arm was mended after its first records: "
     "its penalty had been fixed and its constraints missed widely, and most of its patterns could hold nothing but zeros. "
