@@ -31,6 +31,7 @@ from assay.probes.friction_trace import FrictionTrace as FrictionTrace
 from assay.probes.generalized_collapse import GeneralizedCollapse as GeneralizedCollapse
 from assay.probes.gradient_drift import GradientDrift as GradientDrift
 from assay.probes.gradient_drift import gradient_snr as gradient_snr
+from assay.probes.gradient_noise_scale import GradientNoiseScale as GradientNoiseScale
 from assay.probes.gradient_norm_trace import GradientNormTrace as GradientNormTrace
 from assay.probes.gradient_norm_trace import spike_ratio as spike_ratio
 from assay.probes.gradient_sign import GradientSign as GradientSign
