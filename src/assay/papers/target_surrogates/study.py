@@ -149,7 +149,7 @@ LIMITS = (
     "batches and of AdamW at equal passes, were moved up after results, and the arms with the same eta for all inner "
     "steps and the queries to a loss, which is not judged and is known to a twentieth of the budget, were added then. "
     "SGD on full batches gets a rate at which some seeds fail, by three tuning seeds as by one; at half of it, in the first "
-    "record, it ended near AdamW's loss. "
+    "record, it ended not far above AdamW's loss. "
     "Full batches of a thousand digits are separable, so that the loss goes on to fall as eta grows far beyond the "
     "inverse smoothness. A network on digits was replaced by one on photographs after that seed had shown losses of "
     "0. Losses of the factorisation span many powers of ten, hence logarithms; with eta = 1, half a squared error "
