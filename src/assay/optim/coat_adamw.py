@@ -14,7 +14,7 @@ AdamW with moments in bfloat16, or in float32 as in PyTorch.
 Cost: 2.08 bytes of state per parameter with groups of 128, against AdamW's 8. Work is done in blocks of 131072 entries,
 so temporaries stay at a few MiB whatever the parameters' size (but for a parameter that is not contiguous, which is
 copied). In eager PyTorch on a CPU a step costs about 13 of AdamW's (bench/coat.py), most of it for powers and
-casts; it compiles whole, a parameter at a time instead of a block, which on a CPU is no faster.
+casts; it compiles whole, a parameter instead of a block at a time, which on a CPU takes long and makes it no faster.
 """
 
 from __future__ import annotations
