@@ -83,10 +83,11 @@ def test_the_theorem_in_expectation():
     assert (means - expected).abs().max() < 0.6 and abs((means / expected - 1).mean()) < 0.2
 
 
-def test_language_model_counts_tokens_as_samples():
+@pytest.mark.parametrize("context", [6, 1])
+def test_language_model_counts_tokens_as_samples(context):
     """A model of tokens would be refused, or its derivatives be those of a sum over a window's tokens' mean."""
-    lm = TransformerLM((6,), 9, 8, 1, activation="relu", generator=seeded()).double()
-    tokens = torch.randint(9, (4, 6), generator=seeded())
+    lm = TransformerLM((context,), 9, 8, 1, activation="relu", generator=seeded()).double()
+    tokens = torch.randint(9, (4, context), generator=seeded())
     found = GradientSign().measure(View(lm), [(tokens, tokens)])["active_gradient/block1.mlp.1"]
     kept = []
     lm.block1.mlp[1].register_forward_hook(lambda m, args, out: kept.append(out))

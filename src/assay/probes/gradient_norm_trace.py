@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import InvalidInput
+from assay.probes._token_targets import targets_by_row
 from assay.probes.view import View
 
 __all__ = ["GradientNormTrace", "spike_ratio"]
@@ -122,7 +123,7 @@ def _norms(view: View, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, float
     for x, y in batches:
         with torch.inference_mode(False), torch.enable_grad():
             scores = view.token_scores(x)
-            loss = view.loss(scores, y.flatten() if _by_token(scores, y) else y) * len(scores)
+            loss = view.loss(scores, targets_by_row(scores, y)) * len(scores)
         samples += len(scores)
         if not parameters or not loss.requires_grad:
             return {}
@@ -134,10 +135,3 @@ def _norms(view: View, batches: Iterable[tuple[Any, Tensor]]) -> dict[str, float
             sums[name] = sums[name] + part if name in sums else part
     found = {name: total.norm().item() / samples for name, total in sums.items()}
     return {"": math.hypot(*found.values()), **found} if found else {}
-
-
-def _by_token(scores: Tensor, y: Tensor) -> bool:
-    """Return whether scores (n, C) have one row for each of several targets of a sample."""
-    # windows of one token have as many rows as samples, so the lengths don't tell
-    one_each = y.ndim > 1 and not y.is_floating_point() and y.numel() == len(scores) < scores.numel()
-    return one_each or len(y) != len(scores)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from assay.probes._activations import NOTHING_FOUND, found_readings, hooked, is_smooth, neuron_dim
 from assay.probes._same_scores import why_not_own_scores
+from assay.probes._token_targets import targets_by_row
 from assay.probes.view import View
 
 __all__ = ["GradientSign"]
@@ -87,7 +88,7 @@ class GradientSign:
                 caught: dict[str, Tensor] = {}
                 with hooked(readings, partial(_caught, caught)):
                     scores = view.token_scores(x) if view.rule is None else view.functional({}, x)
-                loss = view.loss(scores, y.flatten() if len(y) != len(scores) else y) * len(scores)
+                loss = view.loss(scores, targets_by_row(scores, y)) * len(scores)
                 self._add(sums, caught, loss)
         for reading in readings:
             sums.setdefault(reading.name, (torch.zeros(0), torch.zeros(0)))
