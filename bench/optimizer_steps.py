@@ -166,7 +166,7 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64
     # what an earlier run left would make first calls look quick
     torch._inductor.config.force_disable_caches = True
-    tensors, rounds = (4, 3) if arguments.quick else (100, 5)
+    tensors, rounds = (4, 3) if arguments.quick else (100, 9)
     rows = compare(tensors, 250_000, rounds)
     if arguments.quick:
         print(table(rows))
