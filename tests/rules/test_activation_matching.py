@@ -61,6 +61,15 @@ def test_rows_of_zeros_count_as_no_similarity() -> None:
     assert normalized_match(a, s, torch.tensor([0, 1])).item() == pytest.approx(2 / 6 + (2 / 4 + 0) / 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_of_zeros_are_no_nan_in_half_precision(dtype: torch.dtype) -> None:
+    """A length of 0 would divide 0, since what is added to it is 0 in float16."""
+    a, s = torch.zeros(2, 3, dtype=dtype, requires_grad=True), torch.eye(3, dtype=dtype)
+    loss = normalized_match(a, s, torch.tensor([0, 1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(2 / 6 + (2 / 4 + 0) / 2, rel=0.01) and a.grad.isfinite().all()
+
+
 def test_squared_weighs_maps_by_their_height() -> None:
     """Feature maps would be weighed as flat layers are."""
     a, s = torch.full((2, 3, 5, 4), 2.0), torch.zeros(2, 3, 5, 4)

@@ -193,6 +193,15 @@ def test_own_feedback_network() -> None:
         _rule(_mlp(depth=1), feedback=nn.ModuleList([nn.Linear(4, 5), nn.Linear(5, 6)]).double())
 
 
+def test_what_is_frozen_in_own_feedback_stays_so() -> None:
+    """A parameter that the user froze would learn again."""
+    own = nn.ModuleList([nn.Linear(3, 5), nn.Linear(5, 6)]).double()
+    own[0].requires_grad_(False)
+    rule = _rule(_mlp(depth=1), feedback=own)
+    rule.backward(*_batch())
+    assert _gradients(own).keys() == {"1.weight", "1.bias"}
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -207,12 +216,21 @@ def test_own_feedback_network() -> None:
         {"model": nn.Sequential(nn.Linear(6, 5), nn.ELU())},
         {"input_shape": (7,)},
         {"loss": lambda scores, targets: scores},
+        {"loss": nn.MSELoss()},
+        {"loss": nn.BCEWithLogitsLoss()},
+        {"loss": nn.MSELoss(), "model": MLP((6,), 256), "num_classes": 256},
     ],
 )
 def test_refuses_what_it_cannot_train_before_training(options: dict) -> None:
     """A wrong option, network or loss would be noticed only in training, or never."""
     with pytest.raises(InvalidInput):
         CounterCurrent(**({"model": MLP((6,), 3), "num_classes": 3} | options))
+
+
+def test_backward_without_gradients_is_an_error() -> None:
+    """Under `torch.no_grad` losses would come back as if all were well, and nothing would be learned."""
+    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
+        _rule().backward(*_batch())
 
 
 def test_refuses_targets_that_are_no_labels() -> None:

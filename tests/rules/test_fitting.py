@@ -84,6 +84,13 @@ def test_validation_accuracy_and_batch_sources() -> None:
     assert not rule.training
 
 
+@pytest.mark.parametrize("target", [torch.zeros(8, 3), torch.zeros(8), torch.zeros(8, 3, dtype=torch.long)])
+def test_refuses_to_score_what_is_no_class_label(target: Tensor) -> None:
+    """Predicted classes would be compared with vectors or numbers, and the result be called accuracy."""
+    with pytest.raises(InvalidInput, match="needs class labels"):
+        fit(Backprop(_model()), _data(), 1, SGD, val=[(torch.zeros(8, 6), target)])
+
+
 def test_refuses_too_few_epochs_and_spent_iterators() -> None:
     """A phase would be skipped in silence, or a used-up iterator would count as an epoch."""
     with pytest.raises(InvalidInput, match=r"3 phase\(s\)"):

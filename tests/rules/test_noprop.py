@@ -96,6 +96,17 @@ def test_flow_with_the_true_field_arrives_at_the_embedding(steps: int) -> None:
     assert rule.predict(labels).argmax(1).tolist() == [0, 1, 2, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_steps_are_not_lost_in_half_precision(dtype: torch.dtype) -> None:
+    """A step of a thousandth would be less than half a unit in the last place, and z stay where it was."""
+    rule = NoProp(_OracleNet(lambda z, u, t: u.to(z.dtype), None), 3, kind="fm").to(dtype)
+    labels = torch.arange(3).repeat(20)
+    start = torch.randn(60, 3, generator=rule._prediction_noise(), dtype=dtype)
+    (z,) = rule.features(labels.float()).values()
+    assert z.dtype == dtype
+    torch.testing.assert_close(z.float(), start.float() + F.one_hot(labels), atol=0.01, rtol=0.01)
+
+
 def test_flow_loss_vanishes_at_the_true_field() -> None:
     """The target would not be the field's conditional mean, u - z_0."""
     rule = NoProp(_OracleNet(_towards, None), 3, kind="fm")
@@ -285,6 +296,7 @@ def test_prototypes_as_images_train() -> None:
         ({"schedule": "linear"}, "schedule must be"),
         ({"eta": 0.0}, "eta must be above 0"),
         ({"samples": 0}, "at least 1"),
+        ({"inference_steps": 0}, "at least 1"),
         ({"inference_steps": 9}, "as many steps as it has blocks"),
         ({"embed": "random"}, "embed must be"),
         ({"embed": 7}, "embed_dim=7"),
@@ -319,6 +331,24 @@ def test_labels_that_are_no_classes_are_refused(y: Tensor) -> None:
     """A target without an embedding would wrap around or fail inside torch."""
     with pytest.raises(InvalidInput, match="NoProp embeds"):
         _rule(3).backward(_batch()[0], y)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+@pytest.mark.parametrize("kind", ["dt", "fm"])
+def test_labels_of_any_integer_type_are_the_same_labels(kind: str, dtype: torch.dtype) -> None:
+    """Bytes would select embeddings as a mask does, not as indices, or the loss would refuse them."""
+    rules = [_rule(2 if kind == "dt" else None, kind=kind, net={"embed_dim": 5}, embed=5) for _ in range(2)]
+    x, y = _batch()
+    found, expected = rules[0].backward(x, y.to(dtype)), rules[1].backward(x, y)
+    assert found == expected
+    for p, q in zip(rules[0].parameters(), rules[1].parameters(), strict=True):
+        assert p.grad is q.grad is None or torch.equal(p.grad, q.grad)
+
+
+def test_backward_without_gradients_is_an_error() -> None:
+    """Under `torch.no_grad` losses would come back as if all were well, and nothing would be learned."""
+    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
+        _rule(2).backward(*_batch())
 
 
 def test_a_fixed_part_stays_and_trains_no_more() -> None:

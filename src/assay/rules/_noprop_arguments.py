@@ -71,13 +71,13 @@ def check_options(
         raise InvalidInput(f"schedule must be 'cosine' or 'learned', not {schedule!r}")
     if eta is not None and not eta > 0:
         raise InvalidInput(f"eta must be above 0, not {eta}")
-    if min(inference_steps or 1, samples) < 1:
+    if samples < 1 or (inference_steps is not None and inference_steps < 1):
         raise InvalidInput(f"inference_steps and samples must be at least 1, not {inference_steps} and {samples}")
     if kind == "fm" and (schedule or eta):
         raise InvalidInput("flow matching has neither a noise schedule nor eta; leave them out")
     if kind != "dt" and order != "random":
         raise InvalidInput(f"kind {kind!r} has one block, so no order; leave it out")
-    if kind == "dt" and inference_steps:
+    if kind == "dt" and inference_steps is not None:
         raise InvalidInput(f"kind 'dt' predicts in as many steps as it has blocks, {depth}; leave inference_steps out")
 
 

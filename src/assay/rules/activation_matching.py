@@ -64,7 +64,8 @@ def _same_class(y: Tensor, s: Tensor) -> Tensor:
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
-    return rows / (rows.norm(dim=1, keepdim=True) + 1e-8)
+    # In float16 1e-8 is 0.
+    return rows / (rows.norm(dim=1, keepdim=True) + max(1e-8, torch.finfo(rows.dtype).tiny))
 
 
 def squared_match(a: Tensor, s: Tensor) -> Tensor:

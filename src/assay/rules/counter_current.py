@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from assay.errors import InvalidInput
-from assay.rules._loss_check import check_class_loss, check_loss
+from assay.rules._loss_check import SAMPLES, check_loss
 from assay.rules.activation_matching import normalized_match, prototype_match, squared_match
 from assay.rules.mirrored_network import mirror
 from assay.rules.rule import Rule
@@ -59,10 +59,10 @@ class CounterCurrent(Rule):
         weight: lambda, 0 or more; None is the code's: 0.5 for "prototype", else 1.
         clip: Largest gradient norm of each of the two networks in `step`; None leaves gradients as they are.
         activation: Of the mirrored layers: "relu", "tanh", "elu" or "gelu".
-        train_feedback: Whether the feedback network learns too, or stays as it was drawn.
+        train_feedback: Whether the feedback network learns too, where it requires gradients, or stays as it was drawn.
         skip_above: Probability of the true class above which a sample's activations count as 0 (0.9 in the code's
             CNNs); None keeps all.
-        loss: `loss(scores, targets) -> scalar` of the output layer.
+        loss: `loss(scores, targets) -> scalar` of the output layer; with classes, targets are int64 labels (B,).
         input_shape: Shape of one input, where neither the model nor its first layer tells.
         generator: Draws the mirrored layers' weights.
 
@@ -107,7 +107,7 @@ class CounterCurrent(Rule):
             if feedback != "mirror":
                 raise InvalidInput(f"feedback must be 'mirror' or an nn.ModuleList, not {feedback!r}")
             feedback = mirror(self.layers, shape, activation, self.generator)
-        self.feedback = feedback.requires_grad_(train_feedback)
+        self.feedback = feedback if train_feedback else feedback.requires_grad_(False)
         self._check_feedback(shape)
 
     @property
@@ -125,7 +125,9 @@ class CounterCurrent(Rule):
                 f"the output layer has {self.output.out_features} outputs; expected {num_classes}, one per class"
             )
         else:
-            check_class_loss(loss, num_classes, weight)
+            # More labels than classes: as many would broadcast in a loss of one-hot targets.
+            labels = torch.arange(max(SAMPLES, 2 * num_classes), device=weight.device) % num_classes
+            check_loss(loss, weight.new_zeros(len(labels), num_classes), labels)
 
     def _check_feedback(self, shape: tuple[int, ...]) -> None:
         """Refuse feedback whose signals do not fit the activations, by a run on zeros."""
@@ -186,7 +188,7 @@ class CounterCurrent(Rule):
                 loss = self.weight * MATCHES[self.match][0](seen, signals[k], y)
             else:
                 loss = self.loss(a, targets if self.num_classes is None else y)
-            if loss.requires_grad:
+            if loss.requires_grad or not torch.is_grad_enabled():
                 loss.backward()
             logs[f"loss/{name}"] = loss.detach()
         return logs | {"loss": torch.stack(list(logs.values())).sum()}

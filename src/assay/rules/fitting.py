@@ -42,7 +42,7 @@ def fit(
         epochs: Passes over the data in all, at least one per phase of the rule, shared equally among the phases.
         optimizer: Called with a phase's parameters at its start.
         clip: Largest gradient norm, of each local loss on its own.
-        val: Mini-batches on which `rule.predict` is scored after each epoch.
+        val: Mini-batches on which `rule.predict` is scored after each epoch, by accuracy; class labels (B,) only.
         checkpoint: File that is written after each epoch. If it is there already, training goes on after its last
             epoch, bit for bit: it holds the rule, the optimizer, the history, and the random states of torch's
             CPU generator and of the loader's `generator`, if it has one.
@@ -51,8 +51,8 @@ def fit(
         One row per epoch: "phase", "epoch" (from 1), "loss" (mean over mini-batches), with `val` "accuracy" too.
 
     Raises:
-        InvalidInput: If there are fewer epochs than phases, a pass over the data is empty, or the checkpoint is of
-            another run.
+        InvalidInput: If there are fewer epochs than phases, a pass over the data is empty, `val` has no class labels,
+            or the checkpoint is of another run.
 
     Example:
         >>> from assay.rules.backprop import Backprop
@@ -105,7 +105,14 @@ def _whole(batches: Batches) -> Batches:
 
 
 def _accuracy(rule: Rule, batches: Batches) -> float:
-    hits = [(rule.predict(x).argmax(-1) == y).float() for x, y in batches]
+    hits = []
+    for x, y in batches:
+        if y.ndim != 1 or y.is_floating_point():
+            raise InvalidInput(
+                f"val is scored by accuracy and needs class labels (samples,), but got {y.dtype} of shape "
+                f"{tuple(y.shape)}; leave val out and score `rule.predict` yourself"
+            )
+        hits.append((rule.predict(x).argmax(-1) == y).float())
     return float(torch.cat(hits).mean())
 
 

@@ -128,10 +128,10 @@ class NoProp(Rule):
             InvalidInput: If the labels are no classes from 0 to C - 1.
         """
         check_labels(y, len(self.embedding))
-        parts = {"dt": self._discrete, "ct": self._continuous, "fm": self._flow}[self.kind](x.detach(), y)
+        parts = {"dt": self._discrete, "ct": self._continuous, "fm": self._flow}[self.kind](x.detach(), y.long())
         logs = {}
         for name, loss in parts:
-            if loss.requires_grad:
+            if loss.requires_grad or not torch.is_grad_enabled():
                 loss.backward()
             logs[f"loss/{name}"] = loss.detach()
         return logs | {"loss": torch.stack(list(logs.values())).sum()}
@@ -232,7 +232,8 @@ class NoProp(Rule):
         """Yield z (samples * B, d) after each step from noise to label."""
         w, steps, blocks = self.embedding, self.steps, self._net.blocks
         shape = (self.samples * len(x), w.shape[1])
-        z = self._draw(torch.randn, *shape, generator=generator)
+        # In half precision steps of a thousandth would be lost to rounding.
+        z = self._draw(torch.randn, *shape, generator=generator).to(torch.promote_types(w.dtype, torch.float32))
         times = torch.arange(steps + 1, dtype=w.dtype, device=w.device) / steps
         if self.schedule is not None:
             retentions = self.schedule(times)
@@ -243,13 +244,13 @@ class NoProp(Rule):
             if code is None or self.kind == "dt":
                 code = block.encode(x)
                 code = code.repeat(self.samples, *[1] * (code.ndim - 1))
-            logits = block(z, code, *([] if self.kind == "dt" else [times[k].expand(len(z))]))
+            logits = block(z.to(w.dtype), code, *([] if self.kind == "dt" else [times[k].expand(len(z))]))
             if self.kind == "fm":
                 z = z + logits @ w / steps
             else:
                 noise = self._draw(torch.randn, *shape, generator=generator)
                 z = a[k] * self._guess(logits) + b[k] * z + c[k].sqrt() * noise
-            yield z
+            yield z.to(w.dtype)
 
     @property
     def _net(self) -> Denoiser:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
 from assay.names import resolve
 from assay.papers.counter_current.study import DATA, RULES, study
@@ -36,3 +38,21 @@ def test_the_frozen_arm_freezes_the_feedback_and_nothing_else():
     same = ("match", "weight", "clip", "skip_above", "num_classes")
     assert all(getattr(trained, name) == getattr(frozen, name) for name in same)
     assert (trained.match, trained.weight, trained.clip) == ("prototype", 0.5, 1.0)
+
+
+@pytest.mark.parametrize("name", ["backprop", "dfa"])
+def test_rivals_are_clipped_over_the_whole_network(name):
+    """A rival would go without the clipping that the official code gives it too, or be clipped layer by layer."""
+    arms = study("desk").arms
+    model = resolve("models", arms["mnist/backprop"].model)((1, 14, 14), 10)
+    arguments = (model, 10) if name == "dfa" else (model,)
+    rule = resolve("rules", arms[f"mnist/{name}"].rule)(*arguments)
+    x, y = torch.randn(64, 1, 14, 14, generator=torch.Generator().manual_seed(0)) * 100, torch.arange(64) % 10
+    rule.backward(x, y)
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    norm = nn.utils.get_total_norm(gradients.values())
+    assert norm > 2
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    rule.step(x, y, torch.optim.SGD(rule.parameters(), lr=0.5))
+    for n, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[n] - 0.5 * gradients[n] / norm)

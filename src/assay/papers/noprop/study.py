@@ -61,7 +61,8 @@ SOURCES = {
     "optimizer.lr": "tuned",
     "schedule": "ours, for every arm: a constant rate favours whoever is tuned to a small one",
     "tune": "four rates for every arm, around the best of trials on one seed",
-    "epochs": f"{SCALED}: 100 in the paper; a single block gets T times as many, so that all arms do the same operations",
+    "epochs": f"{SCALED}: 100 in the paper; a single block gets T times as many, so that all arms do the same block "
+    "passes; the random blocks only run forward",
     "batch_size": "section 4: 128",
     "checkpoint": "the last state, for every arm",
     "evaluate_every": "once, at the end",
