@@ -77,6 +77,22 @@ def test_a_model_is_trained_on_and_the_system_deployed() -> None:
     assert torch.equal(layer.eval()(h), _response(h)) and (layer.calls, layer.rows) == (1, 4)
 
 
+@pytest.mark.parametrize("arrays", [True, False])
+def test_a_driver_may_reuse_its_buffer_and_work_in_place(arrays: bool) -> None:
+    """A driver's next answer would overwrite the layer's last output, or its normalisation the user's data."""
+    buffer = torch.empty(4, 2, dtype=torch.float64)
+
+    def driver(h: object) -> object:
+        h -= h.min()  # type: ignore[operator,attr-defined]
+        buffer.copy_(_response(torch.as_tensor(h)))
+        return buffer.numpy() if arrays else buffer
+
+    layer, h = PhysicalTransform(driver, 2, numpy=arrays), _inputs()
+    first = layer(h)
+    layer(2 * h + 1)
+    assert torch.equal(h, _inputs()) and torch.equal(first, _response(h - h.min()))
+
+
 def test_the_systems_and_the_models_parameters_are_frozen() -> None:
     """An optimizer over the network would train the simulation or the fitted model."""
     system, model = nn.Linear(3, 2), nn.Linear(3, 2)

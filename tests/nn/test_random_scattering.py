@@ -93,6 +93,14 @@ def test_noise_goes_on_where_it_was() -> None:
     assert torch.equal(system(h), resumed(h))
 
 
+def test_a_loaded_system_evaluates_the_same() -> None:
+    """A network loaded into one of another seed would predict with other noise."""
+    system, loaded = _system(noise=0.2), RandomScattering(5, 4, noise=0.2, generator=_generator(3)).double()
+    loaded.load_state_dict(system.state_dict())
+    h = _inputs()
+    assert torch.equal(system.eval()(h), loaded.eval()(h))
+
+
 @pytest.mark.parametrize(
     "arguments", [{"in_features": 0}, {"out_features": 0}, {"saturation": -0.1}, {"noise": float("nan")}]
 )

@@ -267,12 +267,25 @@ def test_soft_targets_are_the_labels_they_encode() -> None:
     _assert_equal(_gradients(net), by_label)
 
 
+@pytest.mark.parametrize("rows", [[[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [[0.25, 0.0, 0.25]] * 3])
+def test_targets_that_are_no_distribution_get_the_gradient_of_cross_entropy(rows: list[list[float]]) -> None:
+    """Multi-label or weighted targets would be learned with another gradient than the loss that is logged."""
+    net, targets = _net(), torch.tensor(rows, dtype=torch.float64)
+    x = _batch(net)[0][:3]
+    F.cross_entropy(net(x), targets).backward()
+    expected = _gradients(net)
+    net.zero_grad(set_to_none=True)
+    EquilibriumPropagation(net, estimator="recurrent-backprop", steps=STEPS).backward(x, targets)
+    _assert_equal(_gradients(net), expected)
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"loss": "hinge"},
         {"loss": nn.CrossEntropyLoss(label_smoothing=0.1)},
         {"loss": nn.HuberLoss()},
+        {"loss": nn.CrossEntropyLoss(ignore_index=2)},
         {"beta": 0.0},
         {"points": -1},
         {"steps": 0},

@@ -259,8 +259,34 @@ def test_trains_convolutions_and_is_seen_by_probes() -> None:
     assert math.isfinite(values["nc1"]) and not watch.skipped.get("nc1"), sorted(values)
 
 
+@pytest.mark.parametrize("inner", [1, 3])
+def test_training_without_gradients_is_an_error(inner: int) -> None:
+    """Steps under `torch.no_grad` would train nothing and say so nowhere."""
+    rule, (x, y) = _rule(inner=inner), _batch()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
+        rule.step(x, y, torch.optim.SGD(rule.parameters(), lr=0.1))
+
+
+class _Residual(nn.Sequential):
+    """Its forward is more than its children in turn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def test_a_block_with_a_forward_of_its_own_is_kept_whole() -> None:
+    """A residual block would be trained and used as the chain of its children."""
+    model = nn.Sequential(_Residual(nn.Linear(6, 6), nn.GELU()), nn.Sequential(nn.Linear(6, 4), nn.GELU())).double()
+    rule, x = _rule(model), _batch()[0]
+    with torch.no_grad():
+        expected = model[0](rule._write(x, torch.full((9, 3), 1 / 3).double()))
+    torch.testing.assert_close(rule.features(x)["0"], expected)
+
+
 TABLE = nn.Sequential(nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(24, 4)))
 LATE = nn.Sequential(nn.Sequential(nn.Linear(6, 5), PhysicalTransform(_refusing, 5)))
+SIMULATED = [PhysicalTransform(nn.Linear(6, 6), 6), nn.Linear(6, 6), PhysicalTransform(nn.Linear(6, 6), 6)]
+FLAT = nn.Sequential(*SIMULATED, nn.Linear(6, 5), nn.ReLU())
 
 
 @pytest.mark.parametrize(
@@ -273,6 +299,8 @@ LATE = nn.Sequential(nn.Sequential(nn.Linear(6, 5), PhysicalTransform(_refusing,
         (MLP((6,), 3), {"embed": "append"}, "embed"),
         (MLP((6,), 3), {"embed": "prepend"}, "do not take inputs"),
         (LATE, {}, "after trained weights"),
+        (FLAT, {}, "after trained weights"),
+        (FLAT, {"blocks": ["0", "1", "2", "3"]}, "no weights after its physical layer"),
         (TABLE, {}, "in a table"),
         (nn.Linear(6, 3), {}, "nn.Sequential"),
     ],

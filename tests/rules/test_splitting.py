@@ -9,6 +9,7 @@ from torch import nn
 from assay.errors import InvalidInput
 from assay.models.cnn import CNN
 from assay.models.mlp import MLP
+from assay.nn.physical_transform import PhysicalTransform
 from assay.rules.splitting import block_widths, blocks
 
 
@@ -35,6 +36,14 @@ def test_blocks_then_head_are_the_network(model: nn.Sequential) -> None:
     assert torch.equal(found.head(last), model(x))
 
 
+def test_a_simulations_weights_begin_no_block() -> None:
+    """A physical layer that is a module would be a block of its own, in which nothing is trained."""
+    net = nn.Sequential(
+        PhysicalTransform(nn.Linear(4, 3), 3), nn.Linear(3, 3), PhysicalTransform(nn.Linear(3, 3), 3), nn.Linear(3, 3), nn.ReLU()
+    )  # fmt: skip
+    assert blocks(net).names == ("1", "3") and blocks(net).modules[0][0] is net[0]
+
+
 def test_named_blocks_of_any_module() -> None:
     """A model that is no Sequential could not be trained by its named parts."""
 
@@ -52,10 +61,18 @@ def test_named_blocks_of_any_module() -> None:
         blocks(net, ["encoder.7"])
 
 
+class _Residual(nn.Sequential):
+    """Its forward is more than its children in turn."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (nn.Linear(3, 2), "nn.Sequential"),
+        (_Residual(nn.Linear(3, 3), nn.ReLU()), "forward of its own"),
         (nn.Sequential(nn.Linear(3, 2)), "no blocks"),
         (nn.Sequential(nn.ReLU()), "no blocks"),
         (nn.Sequential(), "no blocks"),

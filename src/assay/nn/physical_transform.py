@@ -33,7 +33,8 @@ class PhysicalTransform(nn.Module):
     """A black box as a layer.
 
     Args:
-        system: Called without gradients on a batch (B, n); returns (B, m), as a tensor or an array.
+        system: Called without gradients on a copy of a batch (B, n); returns (B, m), as a tensor or an array, which is
+            copied.
         out_features: m.
         model: Differentiable model of the system, called like it. If a module, its parameters are frozen: it is
             fitted to the system beforehand.
@@ -98,10 +99,11 @@ class PhysicalTransform(nn.Module):
             InvalidInput: If the system returns another shape.
         """
         self.calls, self.rows = self.calls + 1, self.rows + len(h)
-        given = h.detach().cpu().numpy() if self.numpy else h.detach()
-        found = self.system(given)
+        # Drivers may work in place on what they get and return a buffer of their own again and again.
+        given = h.detach().clone()
+        found = self.system(given.cpu().numpy() if self.numpy else given)
         measured = found if isinstance(found, Tensor) else torch.from_numpy(np.ascontiguousarray(found))
-        measured = measured.to(h.device, h.dtype)
+        measured = measured.to(h.device, h.dtype, copy=True)
         if measured.shape != (len(h), self.out_features):
             raise InvalidInput(
                 f"the system gave {tuple(measured.shape)} for {len(h)} samples; expected ({len(h)}, "

@@ -114,12 +114,14 @@ class RandomScattering(nn.Module):
         self.transmission = self.transmission + amount * self._draw(generator).to(self.transmission)
 
     def get_extra_state(self) -> Tensor:
-        """Return the state of the noise, so that a resumed run meets the same."""
-        return self._noise_generator.get_state()
+        """Return the noise's seed in evaluation (8 bytes) and its state in training, so that both go on the same."""
+        return torch.cat([torch.tensor([self._seed]).view(torch.uint8), self._noise_generator.get_state()])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
-        self._noise_generator.set_state(state.cpu())
+        seed, generator = state.cpu()[:8].clone(), state.cpu()[8:].clone()
+        self._seed = int(seed.view(torch.int64))
+        self._noise_generator.set_state(generator)
 
     def extra_repr(self) -> str:
         """Show sizes, saturation and noise."""

@@ -42,7 +42,7 @@ __all__ = ["EquilibriumPropagation"]
 
 ESTIMATORS = ("holomorphic", "linear", "recurrent-backprop")
 LOSSES = ("cross-entropy", "mse")
-PLAIN = (None, 0.0, "mean")
+PLAIN = (None, 0.0, "mean", -100)
 OFFERED = ("activate", "connections", "damping", "drive", "inject", "readout", "relax", "scores", "shapes", "steps")
 
 
@@ -203,10 +203,10 @@ class EquilibriumPropagation(Rule):
 
     def _force(self, out: Tensor, targets: Tensor) -> Tensor:
         """Return each sample's dL/ds_out, analytic in the output group's activations (n B, ...)."""
-        scores = self.net.scores(out)
+        scores, targets = self.net.scores(out), targets.repeat(len(out) // len(targets), 1)
         if self.loss == "cross-entropy":
-            scores = _softmax(scores)
-        error = scores - targets.repeat(len(out) // len(targets), 1)
+            scores = targets.sum(1, keepdim=True) * _softmax(scores)
+        error = scores - targets
         if self.net.readout is not None:
             error = linear_map(F.linear, error, self.net.readout.weight.T)
         return error.view(out.shape)
@@ -237,8 +237,10 @@ def _softmax(z: Tensor) -> Tensor:
 def _loss_name(loss: str | nn.Module) -> str:
     if isinstance(loss, str) and loss in LOSSES:
         return loss
-    if isinstance(loss, nn.CrossEntropyLoss) and (loss.weight, loss.label_smoothing, loss.reduction) == PLAIN:
-        return "cross-entropy"
+    if isinstance(loss, nn.CrossEntropyLoss):
+        options = (loss.weight, loss.label_smoothing, loss.reduction, loss.ignore_index)
+        if options == PLAIN:
+            return "cross-entropy"
     given = repr(loss) if isinstance(loss, str) else type(loss).__name__
     raise InvalidInput(
         f"equilibrium propagation can't use {given}: the nudge needs a loss that is analytic in the activations; "

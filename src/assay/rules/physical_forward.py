@@ -76,8 +76,8 @@ class PhysicalForward(Rule):
         generator: Draws the directions xi and the wrong labels.
 
     Raises:
-        InvalidInput: If the model has no blocks, a physical layer comes after trained weights, the label does not fit
-            into the input, or a number is out of its range.
+        InvalidInput: If the model has no blocks, a physical layer comes after trained weights or has no weights after
+            it, the label does not fit into the input, or a number is out of its range.
 
     Example:
         >>> from assay.models.physical_network import PhysicalNetwork
@@ -169,8 +169,7 @@ class PhysicalForward(Rule):
         h, losses = self._pairs(x, y), []
         for k in range(len(self.names)):
             h, loss = self._block_loss(k, self._measure(k, h))
-            if loss.requires_grad:
-                loss.backward()
+            _add_gradient(loss)
             losses.append(loss.detach())
         return self._logs(losses)
 
@@ -186,8 +185,7 @@ class PhysicalForward(Rule):
             for _ in range(self.inner):
                 optimizer.zero_grad(set_to_none=True)
                 loss = self._block_loss(k, r)[1]
-                if loss.requires_grad:
-                    loss.backward()
+                _add_gradient(loss)
                 if clip is not None:
                     nn.utils.clip_grad_norm_(groups[k], clip)
                 optimizer.step()
@@ -224,8 +222,16 @@ class PhysicalForward(Rule):
         return self._blocks(self._write(x, x.new_full((len(x), self.num_classes), 1 / self.num_classes)))
 
 
+def _add_gradient(loss: Tensor) -> None:
+    """Backpropagate a block's loss. A frozen block's has no gradient; under `torch.no_grad` torch's error is wanted."""
+    if loss.requires_grad or not torch.is_grad_enabled():
+        loss.backward()
+
+
 def _leaves(module: nn.Module) -> list[nn.Module]:
-    return [leaf for child in module for leaf in _leaves(child)] if isinstance(module, nn.Sequential) else [module]
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return [module]
+    return [leaf for child in module for leaf in _leaves(child)]
 
 
 def _split(name: str, block: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -236,6 +242,12 @@ def _split(name: str, block: nn.Module) -> tuple[nn.Module, nn.Module]:
     if any(isinstance(m, PhysicalTransform) for m in digital.modules()):
         raise InvalidInput(
             f"block {name!r} has a physical layer after trained weights, which no gradient can reach; put each "
+            "physical layer and the trained layers after it into one nn.Sequential"
+        )
+    after = next((i for i, leaf in enumerate(reversed(leaves)) if isinstance(leaf, PhysicalTransform)), None)
+    if after is not None and not list(nn.ModuleList(leaves[len(leaves) - after :]).parameters()):
+        raise InvalidInput(
+            f"block {name!r} has no weights after its physical layer, so there is nothing in it to train; put each "
             "physical layer and the trained layers after it into one nn.Sequential"
         )
     if any(isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for m in digital.modules()):

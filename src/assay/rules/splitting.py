@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.errors import InvalidInput
+from assay.nn.physical_transform import PhysicalTransform
 
 __all__ = ["Blocks", "blocks"]
 
@@ -52,8 +53,8 @@ def blocks(model: nn.Module, names: Sequence[str] | None = None) -> Blocks:
         The blocks, and the head if the children end in an `nn.Linear`.
 
     Raises:
-        InvalidInput: If the model is no `nn.Sequential` and no names are given, a name is unknown, or nothing is left
-            to train beside the head.
+        InvalidInput: If the model is no `nn.Sequential`, or has a forward of its own, and no names are given; if a name
+            is unknown, or nothing is left to train beside the head.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -78,15 +79,21 @@ def _named(model: nn.Module, names: Sequence[str]) -> tuple[nn.Module, ...]:
 
 
 def _has_weights(module: nn.Module) -> bool:
-    """Vectors are scales and shifts of a normalisation, which belongs to the block before it."""
-    return any(parameter.ndim > 1 for parameter in module.parameters())
+    """Vectors are scales and shifts of a normalisation, which belongs to the block before it.
+
+    Weights inside a physical layer are those of a simulation, as fixed as real hardware.
+    """
+    if isinstance(module, PhysicalTransform):
+        return False
+    own = any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+    return own or any(_has_weights(child) for child in module.children())
 
 
 def _group_children(model: nn.Module) -> Blocks:
-    if not isinstance(model, nn.Sequential):
+    if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
         raise InvalidInput(
-            f"a rule that trains block by block needs an nn.Sequential, not {type(model).__name__}; "
-            "or name the blocks: blocks=['layer1', 'layer2']"
+            f"a rule that trains block by block needs an nn.Sequential without a forward of its own, not "
+            f"{type(model).__name__}; or name the blocks: blocks=['layer1', 'layer2']"
         )
     children = list(model.named_children())
     head = children[-1][1] if children and isinstance(children[-1][1], nn.Linear) else None

@@ -33,8 +33,8 @@ __all__ = ["drifting", "study"]
 
 CLAIM = (
     "Local contrast of right and wrong labels trains a network of unknown physical systems and digital layers: better than "
-    "backpropagation through a wrong model of them and than a readout of random layers, at fewer digital operations than "
-    "physics-aware training, and with a smaller lasting loss than the former when the hardware drifts."
+    "backpropagation through a wrong model of them, with a smaller lasting loss than that when the hardware drifts, and at "
+    "fewer digital operations than physics-aware training."
 )
 
 LOCAL = "physical-forward(theta=10.0, inner=1, embed='prepend')"
@@ -214,15 +214,8 @@ def _arms(setting: Setting) -> dict[str, Arm]:
 
 
 def _expectations(names: list[str]) -> list[Expectation]:
-    expects: list[Expectation] = []
-    for name in names:
-        local = f"{name}/physical-forward"
-        expects += [
-            greater("test_accuracy", local, f"{name}/in-silico"),
-            greater("test_accuracy", local, f"{name}/random-blocks"),
-        ]
     return [
-        *expects,
+        *(greater("test_accuracy", f"{name}/physical-forward", f"{name}/in-silico") for name in names),
         less("lasting_drop", "drift/physical-forward", "drift/in-silico"),
         less("digital_operations", "drift/physical-forward", "drift/physics-aware"),
     ]
@@ -262,7 +255,7 @@ SOURCES: dict[str, Any] = {
     "optimizer": "official code: Adam",
     "optimizer.lr": "tuned",
     "tune": "ours, the same grid for every arm",
-    "learning_rate": "what the grid of the first part chose for the same arm on another seed",
+    "learning_rate": "ours, from trial runs",
     "epochs": f"{SCALED}: 350 for optics",
     "checkpoint": "ours: the last state",
     "evaluate_every": "ours: once, at the end",
@@ -273,11 +266,16 @@ SOURCES: dict[str, Any] = {
 UNTUNED = {"optimizer.lr": "one untuned rate for every arm: a demonstration of seconds"}
 LIMITS = (
     "A random scattering medium in simulation: nothing about real noise, power or speed of hardware, and neither the "
-    "paper's vowels nor its measured systems. Models of the system are wrong in their matrix only, by 0.6 of its size; "
-    "in-silico training with a better one is another comparison. Physics-aware training, which needs the model but runs "
-    "the hardware in its forward pass, was ahead of local learning in trial runs even with this one; no expectation asks "
-    "for the opposite. theta = 10 and one step per mini-batch were chosen after runs on the same images with the paper's "
-    "values, which train more slowly on mini-batches; so were the grid of rates, the number of passes and the shift that "
-    "makes inputs non-negative, which helps every arm. Local learning tries every label to predict, at ten passes through "
-    "the hardware. In the second part rates are not tuned anew."
+    "paper's vowels nor its measured systems. Models of the system are wrong in their matrix only, by 0.6 of its "
+    "size; in-silico training with a better one is another comparison. Physics-aware training, which needs the model "
+    "but runs the hardware in its forward pass, was ahead of local learning in trial runs even with this one; no "
+    "expectation asks for the opposite. theta = 10 and one step per mini-batch were chosen after runs on the same "
+    "images with the paper's values, which train more slowly on mini-batches; so were the grid of rates, the number "
+    "of passes and the shift that makes inputs non-negative, which helps every arm. Local learning tries every label "
+    "to predict, at ten passes through the hardware. In the second part rates are not tuned anew. A first record also "
+    "asked for more accuracy than a readout of random layers, and found it. That was removed after a check on "
+    "validation data, where the same readout fitted to convergence was above local learning on digits and about level "
+    "on MNIST: its tuned rate stands at the top of the grid, and Adam at a constant rate leaves it far from "
+    "converged. So the random blocks are shown only, as this training leaves them, and nothing here says that local "
+    "learning makes more of its digital layers than random ones."
 )
