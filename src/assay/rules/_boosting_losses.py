@@ -1,7 +1,8 @@
 """Losses as gradient boosting needs them: best constant, pseudo-residuals, and the Newton step along a direction.
 
 Emami and Martinez-Munoz, IEEE Access 11 (2023) 42738, arXiv:1909.12098; equations from the official code. The step is
-one Newton step on sum L(F + rho f) from rho = 0; for several classes with the diagonal of the Hessian.
+one Newton step on sum L(F + rho f) from rho = 0; for several classes with the diagonal of the Hessian. Only the squared
+and the logistic loss start from their best constant, all others from 0.
 
 Shapes: F and f (N, k), the raw outputs; scores (N, outputs) = F E with E (k, outputs), the identity but for two classes
 with one raw output, where the scores are (-F, F), so that their softmax is 1 / (1 + exp(-2 F)).
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from assay.errors import InvalidInput
+from assay.rules._loss_check import check_loss
 
 __all__ = ["BoostingLoss", "boosting_loss"]
 
@@ -26,6 +28,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 FLAT = 1e-12
 # One wrong sample in a flat region would ask for thousands.
 LARGEST_STEP = 100.0
+# From the largest step down to 1e-7.
+HALVINGS = 30
 
 
 def _quotient(slope: Tensor, curvature: Tensor, samples: int) -> float:
@@ -141,15 +145,20 @@ class Softmax(BoostingLoss):
 
 
 class Differentiable(BoostingLoss):
-    """Any mean loss of scores and targets, by automatic differentiation; its curvature along f is exact."""
+    """A mean loss of scores and targets, by automatic differentiation; its curvature along f is exact.
+
+    A step is halved until the loss falls. It starts at 1 where the loss is not convex along f, is piecewise linear or
+    can't be differentiated twice.
+    """
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
 
     def targets(self, y: Tensor, outputs: int) -> Tensor:
-        return y
+        return y[:, None] if y.is_floating_point() and y.ndim == 1 and outputs == 1 else y
 
     def residual(self, y: Tensor, raw: Tensor) -> Tensor:
+        check_loss(self.loss, raw, y)
         with torch.enable_grad():
             raw = raw.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.loss(raw, y), raw)
@@ -159,19 +168,33 @@ class Differentiable(BoostingLoss):
         with torch.enable_grad():
             rho = torch.zeros((), dtype=raw.dtype, device=raw.device, requires_grad=True)
             (slope,) = torch.autograd.grad(self.loss(raw + rho * f, y), rho, create_graph=True)
-            # A piecewise linear loss has no second derivative to ask for.
-            (curvature,) = torch.autograd.grad(slope, rho) if slope.requires_grad else (torch.zeros(()),)
-        return _quotient(-slope.detach() * len(y), curvature * len(y), len(y))
+            curvature = _derivative(slope, rho)
+        step = _quotient(-slope.detach(), curvature, 1) if curvature > FLAT else 1.0
+        before = self.value(y, raw)
+        for halvings in range(HALVINGS):
+            if self.value(y, raw + step / 2**halvings * f) < before:
+                return step / 2**halvings
+        return 0.0
 
     def value(self, y: Tensor, raw: Tensor) -> Tensor:
         return self.loss(raw, y)
+
+
+def _derivative(slope: Tensor, rho: Tensor) -> Tensor:
+    """Return the second derivative, 0 where torch has none."""
+    if not slope.requires_grad:  # piecewise linear
+        return torch.zeros(())
+    try:
+        return torch.autograd.grad(slope, rho)[0]
+    except RuntimeError:  # some criteria of torch's are differentiable only once
+        return torch.zeros(())
 
 
 NAMED: dict[str, type[BoostingLoss]] = {"squared": Squared, "logistic": Logistic, "softmax": Softmax}
 
 
 def boosting_loss(loss: str | Loss) -> BoostingLoss:
-    """Return a loss by name or, of a criterion, the loss of the paper that it is; any other is differentiated.
+    """Return a loss by name or, of a criterion, the loss of the paper that it is; others are differentiated.
 
     Raises:
         InvalidInput: If there is no such name.

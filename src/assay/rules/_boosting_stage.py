@@ -46,7 +46,7 @@ def _with_slope(activation: nn.Module, z: np.ndarray) -> tuple[np.ndarray, np.nd
         return s, 1 - s * s
     with torch.enable_grad():
         tensor = torch.from_numpy(z).requires_grad_()
-        s = activation(tensor)
+        s = activation(tensor.clone())  # it may act in place
         return s.detach().numpy(), torch.autograd.grad(s.sum(), tensor)[0].numpy()
 
 
@@ -113,7 +113,10 @@ def _vectors(phi: Tensor) -> Tensor:
 
 
 def _leaves(module: nn.Module) -> list[nn.Module]:
-    return [leaf for child in module for leaf in _leaves(child)] if isinstance(module, nn.Sequential) else [module]
+    # A subclass with a forward of its own is not what its children apply in order.
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return [module]
+    return [leaf for child in module for leaf in _leaves(child)]
 
 
 def last_layers(model: nn.Module) -> tuple[nn.Sequential, nn.Linear, nn.Module, nn.Linear]:
@@ -137,6 +140,6 @@ def last_layers(model: nn.Module) -> tuple[nn.Sequential, nn.Linear, nn.Module, 
 
 def _check_unit_by_unit(activation: nn.Module) -> None:
     z = torch.linspace(-2, 2, 8).view(2, 4)
-    whole = activation(z)
+    whole = activation(z.clone())
     if whole.shape != z.shape or not torch.allclose(whole[:, :3], activation(z[:, :3])):
         raise InvalidInput(f"units are added a few at a time, so {type(activation).__name__} must act on each alone")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +55,8 @@ SLOPES: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 
 
 def leaves(module: nn.Module) -> list[nn.Module]:
-    """Return what nested `nn.Sequential`s apply, in order."""
-    if not isinstance(module, nn.Sequential):
+    """Return what nested `nn.Sequential`s apply, in order; a subclass with a forward of its own stays whole."""
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         return [module]
     return [leaf for child in module for leaf in leaves(child)]
 
@@ -86,6 +86,11 @@ class LocalLayer:
         """Whether the core's output has a dimension of steps after that of samples."""
         return isinstance(self.core[-1], Recurrence)
 
+    @cached_property
+    def tail_in_place(self) -> bool:
+        """Whether the tail may overwrite what it is given."""
+        return any(getattr(module, "inplace", False) for module in self.tail)
+
     def run(self, h: Tensor) -> tuple[Tensor, Pull]:
         """Return y = core(h), detached, and the function that takes the error dloss/dy and adds to `.grad`."""
         if self.recurrent:
@@ -93,7 +98,7 @@ class LocalLayer:
         if (split := self._closed_form()) is not None:
             return self._run_linear(h, *split)
         y = self.core(h.detach())
-        return y.detach(), lambda error: torch.autograd.backward(y, error) if y.requires_grad else None
+        return y.detach(), partial(_pull_back, y)
 
     def _closed_form(self) -> tuple[nn.Linear, int, Callable[[Tensor], Tensor] | None] | None:
         """Return the linear layer, its place and its activation's slope if the core is that and nothing else."""
@@ -102,7 +107,10 @@ class LocalLayer:
         if slope is not None and before:
             *before, last = before
         plain = type(last) is nn.Linear and all(isinstance(module, nn.Flatten) for module in before)
-        return (last, len(before), slope) if plain and isinstance(last, nn.Linear) else None
+        if not plain or not isinstance(last, nn.Linear):
+            return None
+        # Hooks (pruning, spectral norm) compute the weights from parameters with other names: left to autograd.
+        return (last, len(before), slope) if last._parameters.keys() >= {"weight", "bias"} else None
 
     @torch.no_grad()
     def _run_linear(
@@ -130,7 +138,7 @@ class LocalLayer:
         weights = [layer.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         if isinstance(layer, nn.GRU):
             again = torch.gru_cell(x.flatten(0, 1), previous.flatten(0, 1), *weights).view_as(y)
-            return y, lambda error: torch.autograd.backward(again, error) if again.requires_grad else None
+            return y, partial(_pull_back, again)
         held = hold(x, y)
 
         @torch.no_grad()
@@ -143,6 +151,12 @@ class LocalLayer:
             held.clear()
 
         return y, pull
+
+
+def _pull_back(y: Tensor, error: Tensor) -> None:
+    # Under `torch.no_grad()` this raises, as backpropagation does; a frozen layer just has nothing to learn.
+    if y.requires_grad or not torch.is_grad_enabled():
+        torch.autograd.backward(y, error)
 
 
 def _add(parameter: Tensor | None, gradient: Tensor) -> None:

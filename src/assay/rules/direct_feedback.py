@@ -105,7 +105,7 @@ class DirectRandomTargetProjection(_DirectFeedback):
             with torch.no_grad():
                 h = layer.tail(output)
         loss = self.loss(self.network.head(h.flatten(1)), y)
-        if loss.requires_grad:
+        if loss.requires_grad or not torch.is_grad_enabled():
             loss.backward()
         return {"loss": loss.detach()}
 
@@ -138,7 +138,7 @@ class DirectFeedbackAlignment(_DirectFeedback):
             output, pull = layer.run(h)
             waiting.append((layer, output, pull))
             with torch.no_grad():
-                h = layer.tail(output)
+                h = layer.tail(output.clone() if layer.tail_in_place else output)
         scores = self.network.head(h.flatten(1))
         output = scores.detach().requires_grad_().clone()  # no leaf: torch's FLOP counter can't hook leaves
         loss = self.loss(output, y)

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from assay.errors import InvalidInput
+from assay.rules._local_layers import leaves
 from assay.rules.rule import Rule
 from assay.rules.splitting import blocks, trainable
 
@@ -151,7 +152,7 @@ class ForwardForward(Rule):
             loss = (F.softplus(-positive).mean() + F.softplus(negative).mean()) / 2
             if self.peer:
                 loss = loss + self.peer * self._peer_loss(i, a[: len(y)])
-            if loss.requires_grad:
+            if loss.requires_grad or not torch.is_grad_enabled():
                 loss.backward()
             logs[f"loss/{self.names[i]}"] = loss.detach()
             losses.append(loss.detach())
@@ -236,10 +237,10 @@ def forward_forward_init(model: nn.Module, generator: torch.Generator | None = N
 
 
 def _linear_of(name: str, block: nn.Module) -> nn.Linear:
-    leaves = [m for m in block.modules() if not isinstance(m, (nn.Sequential, nn.Flatten))]
-    if len(leaves) == 2 and isinstance(leaves[0], nn.Linear) and isinstance(leaves[1], nn.ReLU):
-        return leaves[0]
-    found = " - ".join(type(m).__name__ for m in leaves)
+    parts = [m for m in leaves(block) if not isinstance(m, nn.Flatten)]
+    if len(parts) == 2 and isinstance(parts[0], nn.Linear) and isinstance(parts[1], nn.ReLU):
+        return parts[0]
+    found = " - ".join(type(m).__name__ for m in parts)
     raise InvalidInput(
         f"Forward-Forward needs blocks of Linear - ReLU, but {name!r} is {found}; use an MLP without normalisation"
     )

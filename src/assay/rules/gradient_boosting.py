@@ -1,18 +1,20 @@
 """Gradient boosting of a network's last hidden layer: a few units per stage, fitted to what is still missing.
 
 Emami and Martinez-Munoz, IEEE Access 11 (2023) 42738, arXiv:1909.12098; equations from the official code. On features
-phi(x) of a fixed body (or the inputs), with F_0 the best constant and J units per stage t = 1..T:
+phi(x) of a fixed body (or the inputs), with a constant F_0 and J units per stage t = 1..T:
 
     r = -dL/dF at F_{t-1};   h_t = argmin over nets V sigma(U phi + a) + c of the squared error to r on a random share
     rho_t = shrinkage * Newton step of sum L(F_{t-1} + rho h_t) over all samples;   F_t = F_{t-1} + rho_t h_t
 
 The network is built in place: rows of its hidden layer are U_t, a_t, columns of its head rho_t V_t, the head's bias is
-F_0 + sum_t rho_t c_t. So the model is the boosted network at any time, and its first stages are F_t exactly.
+F_0 + sum_t rho_t c_t. So the model is the boosted network at any time, and its first stages are F_t exactly. F_0 is
+the best constant of the squared and the logistic loss, and 0 of any other.
 
 Shapes: x (N, ...), phi (N, D), U_t (J, D), V_t (k, J) for k raw outputs, r (N, k), scores (N, outputs).
 Departures: the residual fit sums over outputs; scikit-learn, which the code calls, follows the gradient of this sum but
-takes the mean for its value. Steps are bounded, and 0 where the loss is flat; there the code divides by zero. Any loss
-will do, by automatic differentiation; its curvature is then exact, where that of several classes is a diagonal.
+takes the mean for its value. Steps are bounded, and 0 where the loss is flat; there the code divides by zero. Other
+losses are differentiated by torch: their curvature is exact, where that of several classes is a diagonal; a step that
+does not lower the loss is halved until it does, from 1 where there is no curvature.
 Cost: T fits of J units by L-BFGS in float64 on the CPU; the body runs once, if the data stay the same.
 """
 
@@ -39,7 +41,8 @@ class GradientBoosting(Rule):
     Args:
         model: An `nn.Sequential` that ends in Linear - activation - Linear, whose weights are replaced. What comes
             before is the body; it stays as it is, in evaluation mode.
-        loss: "squared", "logistic" (two classes), "softmax", or a criterion of scores and targets.
+        loss: "squared", "logistic" (two classes), "softmax", or a criterion of scores and targets that torch can
+            differentiate, the mean over samples.
         step_units: J, a divisor of the hidden layer's units.
         shrinkage: Factor of each step, above 0 up to 1; 1 in the code, where it is tuned between 0.025 and 1.
         subsample: Share of the samples that a stage is fitted to, above 0 up to 1.
@@ -128,13 +131,14 @@ class GradientBoosting(Rule):
 
         Args:
             x: Inputs (N, ...).
-            y: Labels (N,) or, for the squared loss, targets (N, outputs).
+            y: Labels (N,), or targets (N, outputs) of the squared loss and of criteria that take them; (N,) will do for
+                one output, and a criterion sees (N, 1).
 
         Returns:
             The mean loss after each stage.
 
         Raises:
-            InvalidInput: If the targets do not fit the loss.
+            InvalidInput: If the targets do not fit the loss, or a criterion has no gradient.
         """
         losses = [float(self._boost(x, y)["loss"]) for _ in self.phases(len(self.phase_names))]
         self.eval()
@@ -154,6 +158,8 @@ class GradientBoosting(Rule):
             if self.rho[t] == 0:  # trained by `backward` and never scaled: a step of 1
                 self.biases[t + 1] = self.output.bias.detach()
         self._clear(self._phase)
+        if self._phase == 0:
+            self._phi = Remembering(self.body)  # `.data` and `double()` leave no trace in its versions
 
     def _boost(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Fit the current stage by L-BFGS, from fresh weights or, if it was fitted before, from where it is."""
@@ -174,7 +180,7 @@ class GradientBoosting(Rule):
         return {"loss": self.line_search(x, y)}
 
     def start(self, y: Tensor) -> None:
-        """Make the best constant the network's output; for loops that train by `backward`, before the first stage.
+        """Make F_0 the network's output; for loops that train by `backward`, before the first stage.
 
         Args:
             y: All targets.
@@ -253,6 +259,12 @@ class GradientBoosting(Rule):
         self.rho[stages:] = 0
         self.output.bias.copy_(self.biases[stages])
 
+    def _stage_biases(self) -> Tensor:
+        """Return the head's bias after each number of stages; later stages than the current one add nothing."""
+        biases = self.biases.clone()
+        biases[self._phase + 1 :] = self.output.bias.detach()
+        return biases
+
     def _outputs(self, phi: Tensor, U: Tensor, a: Tensor, V: Tensor, c: Tensor) -> Tensor:
         return F.linear(self.activation(F.linear(phi, U, a)), V, c)
 
@@ -275,7 +287,7 @@ class GradientBoosting(Rule):
             parts = h.unflatten(1, (-1, self.step_units)).permute(1, 0, 2)
             columns = self.output.weight.unflatten(1, (-1, self.step_units)).permute(1, 2, 0)
             summed = torch.cat([h.new_zeros(1, len(x), self.output.out_features), (parts @ columns).cumsum(0)])
-            return summed + self.biases[:, None]
+            return summed + self._stage_biases()[:, None]
 
     def to_module(self, stages: int | None = None) -> nn.Sequential:
         """Return a plain network of the first stages: the body itself, and copies of the last two layers.
@@ -297,7 +309,7 @@ class GradientBoosting(Rule):
             first.weight.copy_(hidden.weight[:used])
             first.bias.copy_(hidden.bias[:used])
             second.weight.copy_(output.weight[:, :used])
-            second.bias.copy_(self.biases[stages])
+            second.bias.copy_(self._stage_biases()[stages])
         return nn.Sequential(body, first, activation, second)
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:

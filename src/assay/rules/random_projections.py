@@ -84,6 +84,6 @@ def project(classes: Tensor, projection: Tensor) -> Tensor:
     if classes.dtype == torch.int64 and classes.ndim == 1:
         return projection[classes]
     if classes.is_floating_point() and classes.ndim == 2 and classes.shape[1] == len(projection):
-        return torch.tensordot(classes, projection, dims=1)
+        return torch.tensordot(classes.to(projection.dtype), projection, dims=1)
     expected = f"int64 labels (B,) or class vectors (B, {len(projection)})"
     raise InvalidInput(f"expected {expected}, got {classes.dtype} {tuple(classes.shape)}")

@@ -149,7 +149,7 @@ class TargetProjection(Rule):
                 h = layer.tail(output)
         if len(self.network.layers) in trained:
             loss = self.loss(self.network.head(h.flatten(1)), y)
-            if loss.requires_grad:
+            if loss.requires_grad or not torch.is_grad_enabled():
                 loss.backward()
             logs[f"loss/{HEAD}"] = loss.detach()
         return logs | {"loss": torch.stack(list(logs.values())).sum()}
