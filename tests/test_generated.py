@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import markdown
 import numpy as np
 import pytest
 
@@ -90,8 +93,10 @@ def test_pivots_tell_what_methods_reached(generate: ModuleType, monkeypatch: pyt
 
 
 def test_cells_cannot_break_the_table(generate: ModuleType) -> None:
-    """A title with a bar or markup in it would shift columns or become a link."""
-    assert generate._cell("a | b [c](d) <e>") == r"a \| b \[c\](d) \<e\>"
+    """A title with a bar or markup in it would shift columns, become a link or show the backslash before it."""
+    title = "a | b [c](d) <e> f < 0.1 > g *h* _i_ `j`"
+    page = markdown.markdown(f"| x | y |\n| --- | --- |\n| {generate._cell(title)} | z |", extensions=["tables"])
+    assert [html.unescape(cell) for cell in re.findall("<td>(.*?)</td>", page)] == [title, "z"]
 
 
 def test_evidence_block_repeats_the_stored_numbers(generate: ModuleType, tmp_path: Path) -> None:

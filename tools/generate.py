@@ -60,7 +60,8 @@ def stub(folder: Path) -> str:
 
 def _cell(text: str) -> str:
     """Escape what would end a table's cell or start markup."""
-    return re.sub(r"([|\[\]<>*_`])", r"\\\1", text)
+    # Python-Markdown shows the backslash before "<"
+    return re.sub(r"([|\[\]>*_`])", r"\\\1", text).replace("<", "&lt;")
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
