@@ -118,7 +118,7 @@ def _graph_dataset(
     name: str, sizes: tuple[int, int, int], row_normalize: bool, generator: torch.Generator | None
 ) -> GraphDataset:
     try:
-        import torch_geometric  # noqa: F401
+        import torch_geometric  # noqa: F401 - only to say clearly that it is missing
     except ImportError as error:
         raise MissingExtra(f"{name} needs torch-geometric: pip install 'assay[graph]'") from error
     graph = _read(_raw_folder(name), name.lower()).clone()

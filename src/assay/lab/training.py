@@ -154,6 +154,7 @@ class _Run:
         experiment = self.experiment
         if experiment.seconds is not None:
             return self.training_seconds / experiment.seconds
+        # an Experiment without seconds and samples has epochs, which it checks itself
         return self.seen / (experiment.samples or experiment.epochs * self.samples)  # type: ignore[operator]
 
     def phase(self, phase: Phase, order: torch.Generator) -> None:

@@ -75,6 +75,7 @@ def tract_gradient(x: Tensor, g: Tensor, lam: float = 0.1) -> Tensor:
 
 def _acts(layer: nn.Module) -> bool:
     """Return whether a gradient for the weight may be asked for."""
+    # a module's attributes are declared as tensors or modules
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return layer.training and weight.requires_grad and torch.is_grad_enabled()
 
